@@ -1,0 +1,51 @@
+// Strong types for identifiers, so that a session cannot be passed where a worker is meant.
+#ifndef KVIST_COMMON_BASE_IDS_H_
+#define KVIST_COMMON_BASE_IDS_H_
+
+#include <compare>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+
+namespace kvist {
+
+// An identifier of kind `Tag` over `Value`. Default-constructed is the empty (or zero) id.
+template <typename Tag, typename Value>
+class StrongId {
+ public:
+  StrongId() = default;
+  explicit StrongId(Value value) : value_(std::move(value)) {}
+
+  const Value& value() const { return value_; }
+  bool empty() const { return value_ == Value{}; }
+
+  friend bool operator==(const StrongId&, const StrongId&) = default;
+  friend auto operator<=>(const StrongId&, const StrongId&) = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const StrongId& id) {
+    return H::combine(std::move(h), id.value_);
+  }
+
+ private:
+  Value value_{};
+};
+
+using SessionId = StrongId<struct SessionTag, std::string>;
+using TenantId = StrongId<struct TenantTag, std::string>;
+using WorkerId = StrongId<struct WorkerTag, std::string>;
+using RequestId = StrongId<struct RequestTag, std::string>;
+using TurnId = StrongId<struct TurnTag, std::string>;
+// Random 64 bits drawn at each start of a worker: tells its lives apart.
+using Incarnation = StrongId<struct IncarnationTag, uint64_t>;
+
+}  // namespace kvist
+
+template <typename Tag, typename Value>
+struct std::hash<kvist::StrongId<Tag, Value>> {
+  size_t operator()(const kvist::StrongId<Tag, Value>& id) const noexcept {
+    return std::hash<Value>{}(id.value());
+  }
+};
+
+#endif  // KVIST_COMMON_BASE_IDS_H_
