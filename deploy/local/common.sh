@@ -54,3 +54,78 @@ run_logged() {
   fi
   return "$status"
 }
+
+# How many compilers at once: one per core, but each may take 1.5 GB (gRPC's headers are large).
+build_jobs() {
+  local cores memory_kb by_memory
+  cores=$(nproc)
+  memory_kb=$(awk '/^MemAvailable:/ {print $2}' /proc/meminfo)
+  by_memory=$((memory_kb / 1500000))
+  [ "$by_memory" -ge 1 ] || by_memory=1
+  printf '%s\n' $((cores < by_memory ? cores : by_memory))
+}
+
+# configure_and_build BUILD_DIR LOG TARGET [CMAKE_FLAG...]
+configure_and_build() {
+  local build=$1 log=$2 target=$3
+  shift 3
+  mkdir -p "$build" "$(dirname "$log")"
+  run_logged "$log.configure" cmake -S "$(kvist_root)" -B "$build" -G Ninja "$@" || return 1
+  run_logged "$log" ninja -C "$build" -j "$(build_jobs)" "$target"
+}
+
+# Waits until the server of process $1 has written its line "kvist ready ..." to log $2 and prints that line.
+# Status 1 with the log's tail if it ends before, or is not ready within $3 seconds.
+wait_ready() {
+  local pid=$1 log=$2 tenths_left=$(($3 * 10))
+  while [ "$tenths_left" -gt 0 ]; do
+    # A whole line only: the end of the file may be half a line yet.
+    if grep -qzP '(?m)^kvist ready .*\n' "$log" 2>/dev/null; then
+      grep -m 1 '^kvist ready ' "$log"
+      return 0
+    fi
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+    tenths_left=$((tenths_left - 1))
+  done
+  if kill -0 "$pid" 2>/dev/null; then
+    warn "the server was not ready after $3 seconds; the last lines of $log:"
+  else
+    warn "the server ended before it was ready; the last lines of $log:"
+  fi
+  tail -n 20 "$log" >&2
+  return 1
+}
+
+# The value of NAME=value in a ready line: ready_address NAME LINE
+ready_address() {
+  local word
+  for word in $2; do
+    case $word in "$1="*) printf '%s\n' "${word#*=}"; return 0 ;; esac
+  done
+  return 1
+}
+
+# Asks the processes to end and waits for them; what is left after 10 seconds is killed.
+stop_processes() {
+  local pid tenths_left=100
+  for pid in "$@"; do kill -TERM "$pid" 2>/dev/null || true; done
+  for pid in "$@"; do
+    while kill -0 "$pid" 2>/dev/null && [ "$tenths_left" -gt 0 ]; do
+      sleep 0.1
+      tenths_left=$((tenths_left - 1))
+    done
+    if kill -KILL "$pid" 2>/dev/null; then warn "process $pid did not end in time and was killed"; fi
+    wait "$pid" 2>/dev/null || true
+  done
+}
+
+# Whether GET of URL answers 200 within two seconds.
+http_ok() {
+  python3 -c '
+import sys, urllib.request
+try:
+    sys.exit(urllib.request.urlopen(sys.argv[1], timeout=2).status != 200)
+except OSError:
+    sys.exit(1)' "$1"
+}
