@@ -1,0 +1,128 @@
+// One worker's blocks of one kind (a layer group in a KV format): who references them, which are named, which can be
+// taken. Holds no KV data: the backend's arena does, under the same indices.
+#ifndef KVIST_CACHE_MANAGER_BLOCK_POOL_H_
+#define KVIST_CACHE_MANAGER_BLOCK_POOL_H_
+
+#include <cstdint>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "cache_manager/block_key.h"
+#include "cache_manager/events.h"
+
+namespace kvist::cache_manager {
+
+class BlockPool;
+class EventLog;
+
+using BlockIndex = int32_t;
+
+// A counted reference to one block of a pool; gives it back when it goes. Move-only. Empty by default.
+// REQUIRES: the pool outlives it. Single-threaded, as its pool.
+class BlockRef {
+ public:
+  BlockRef() = default;
+  BlockRef(BlockRef&& other) noexcept;
+  BlockRef& operator=(BlockRef&& other) noexcept;
+  ~BlockRef();
+
+  bool empty() const { return pool_ == nullptr; }
+  BlockIndex index() const { return index_; }
+  // Another reference to the same block (which is shared from then on: nobody may write it).
+  BlockRef Share() const;
+  void Reset();
+
+ private:
+  friend class BlockPool;
+  BlockRef(BlockPool* pool, BlockIndex index) : pool_(pool), index_(index) {}
+  BlockPool* pool_ = nullptr;
+  BlockIndex index_ = -1;
+};
+
+// Blocks promised to one sequence; Allocate takes from it first. Gives the rest back when it goes. Move-only.
+class Reservation {
+ public:
+  Reservation() = default;
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+  ~Reservation();
+  int32_t remaining() const { return remaining_; }
+
+ private:
+  friend class BlockPool;
+  BlockPool* pool_ = nullptr;
+  int32_t remaining_ = 0;
+};
+
+// Counts by state; they add up to `total`. `reserved` are unreferenced blocks promised to sequences.
+struct PoolCounts {
+  int32_t total = 0, free = 0, reserved = 0, active = 0, cached = 0, moving = 0;
+};
+
+// A cached block whose first tokens agree with what a sequence needs next.
+struct PartialMatch {
+  BlockRef block;              // referenced, so that it stays until it was copied; empty if nothing matched
+  int32_t matched_tokens = 0;  // leading tokens that agree
+};
+
+// Single-threaded. Invariants: block_pool.cc.
+class BlockPool {
+ public:
+  struct Options {
+    PoolIndex id = 0;
+    int32_t num_blocks = 0;
+    int32_t block_tokens = 16;
+    // Reservations take at most this share of the pool.
+    double max_reserved_share = 0.5;
+    // Full-attention groups: a block is of use only with all its ancestors, so victims are leaves. Windowed groups: false.
+    bool evict_leaves_only = true;
+  };
+
+  // Keeps a pointer to `log`, which gets every event and must outlive the pool.
+  BlockPool(const Options& options, EventLog* log);
+  ~BlockPool();
+  BlockPool(const BlockPool&) = delete;
+  BlockPool& operator=(const BlockPool&) = delete;
+
+  // An unshared, unnamed block to write: from `reservation` if given and not used up, else a free one, else by evicting a
+  // cached one. RESOURCE_EXHAUSTED if every block is referenced or promised.
+  absl::StatusOr<BlockRef> Allocate(Reservation* reservation = nullptr);
+  // Blocks that Allocate could hand out now without a reservation.
+  int32_t Available() const;
+  // Promises `blocks`. RESOURCE_EXHAUSTED if they are not there or reservations would pass their share.
+  absl::StatusOr<Reservation> Reserve(int32_t blocks);
+
+  // Names a full block. If the key exists already, gives `block` back and returns a reference to the existing one
+  // (adopt it); else returns `block`. REQUIRES: tokens.size() == block_tokens; `block` unshared and unnamed.
+  BlockRef Commit(BlockRef block, const BlockKey& parent, const BlockKey& key,
+                  std::span<const int32_t> tokens);
+  // Keeps a last, partial block findable by FindPartial once it is no longer referenced (instead of freeing it).
+  // It has no key, is never shared, and is evicted like a leaf. REQUIRES: 0 < tokens.size() < block_tokens; unshared.
+  void KeepPartial(BlockRef block, const BlockKey& parent, std::span<const int32_t> tokens);
+
+  // A reference to the block of that name, or empty. Counts as a use.
+  BlockRef Find(const BlockKey& key);
+  bool Contains(const BlockKey& key) const;
+  // The child of `parent` (named or kept partial) that agrees with most of the leading `tokens`; ties: lowest index.
+  PartialMatch FindPartial(const BlockKey& parent, std::span<const int32_t> tokens);
+
+  // Evicts the named block if it is unreferenced (and, where leaves only, childless). Returns whether it did.
+  bool Evict(const BlockKey& key, EvictionCause cause);
+  // Evicts up to `blocks` unreferenced ones in the policy's order; returns how many.
+  int32_t EvictSome(int32_t blocks, EvictionCause cause);
+
+  PoolCounts Counts() const;
+  const Options& options() const;
+  // INTERNAL with a description of the first violated invariant (block_pool.cc). O(blocks).
+  absl::Status CheckInvariants() const;
+
+ private:
+  friend class BlockRef;
+  friend class Reservation;
+  struct State;
+  State* state_;
+};
+
+}  // namespace kvist::cache_manager
+
+#endif  // KVIST_CACHE_MANAGER_BLOCK_POOL_H_
