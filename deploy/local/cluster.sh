@@ -47,15 +47,18 @@ while [ $# -gt 0 ]; do
     *) usage_error "unknown argument: $1" ;;
   esac
 done
-[[ $workers =~ ^[0-9]{1,2}$ ]] && [ "$workers" -ge 1 ] && [ "$workers" -le 64 ] ||
+if ! [[ $workers =~ ^[0-9]{1,2}$ ]] || ((10#$workers < 1 || 10#$workers > 64)); then
   usage_error "--workers must be 1 to 64, not $workers"
-[[ $base_port =~ ^[0-9]{1,5}$ ]] && [ "$base_port" -le $((65535 - 2 * (workers + 2))) ] ||
+fi
+# Two ports for each of the N + 2 processes.
+if ! [[ $base_port =~ ^[0-9]{1,5}$ ]] || ((10#$base_port + 2 * (10#$workers + 2) > 65536)); then
   usage_error "--base-port must be a port number that leaves room for two ports per process, not $base_port"
+fi
 
 # The process of cluster.sh that runs in DIR, if any.
 owner() {
   local pid
-  pid=$(cat "$dir/cluster.pid" 2>/dev/null) || return 1
+  pid=$(cat "$dir/owner" 2>/dev/null) || return 1
   grep -qz 'cluster\.sh' "/proc/$pid/cmdline" 2>/dev/null || return 1
   printf '%s\n' "$pid"
 }
@@ -67,7 +70,7 @@ stop_leftovers() {
     [ -f "$file" ] || continue
     pid=$(cat "$file")
     # The number may belong to another program by now.
-    if grep -qzF -- "$build/kvist" "/proc/$pid/cmdline" 2>/dev/null; then stop_processes "$pid"; fi
+    if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q '/kvist .*--metrics'; then stop_processes "$pid"; fi
     rm -f "$file"
   done
 }
@@ -98,7 +101,7 @@ build=$(cd "$build" && pwd)
 trap stop_leftovers EXIT
 trap 'exit 0' INT TERM
 rm -f "$dir"/*.pid
-printf '%s\n' $$ >"$dir/cluster.pid"
+printf '%s\n' $$ >"$dir/owner"
 
 next_port=$base_port
 # The next address to listen on, in `address`.
