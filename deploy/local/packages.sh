@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that Kvist is built from: lists those that are missing, asks unless run by root or with
-# --yes, and does nothing where all are there.
+# Installs the Debian packages that Kvist is built from: lists those that are missing, asks unless
+# run by root or with --yes, and does nothing where all are there.
 #   packages.sh [--yes] [--tests] [--bench]
 #     --yes     do not ask
 #     --tests   also what the tests need
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
     --tests) packages+=(libgtest-dev libgmock-dev) ;;
     --bench) packages+=(libbenchmark-dev python3-venv) ;;
     --list) list=1 ;;
-    --help | -h) sed -n '2,8p' "$0" | cut -c 3-; exit 0 ;;
+    --help | -h) print_head_comment; exit 0 ;;
     *) usage_error "unknown argument: $1" ;;
   esac
   shift
@@ -77,7 +77,8 @@ install_missing() {
   apt update
   apt install -y --no-install-recommends "${missing[@]}"
 }
-run_logged "$log" install_missing || die "the packages could not be installed; is the network reachable?"
+run_logged "$log" install_missing ||
+  die "the packages could not be installed; is the network reachable?"
 mapfile -t missing < <(missing_packages "${missing[@]}")
 [ ${#missing[@]} -eq 0 ] || die "still missing after the installation: ${missing[*]} (log: $log)"
 say "Installed; log in $log"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh Debian machine to a language model that answers, in one command: packages, model, build, server, a story,
-# what the KV cache is worth, and what it holds.
+# From a fresh Debian machine to a language model that answers, in one command: packages, model,
+# build, server, a story, what the KV cache is worth, and what it holds.
 set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -21,7 +21,8 @@ Examples:
   ./deploy/local/quickstart.sh --model gemma3
   ./deploy/local/quickstart.sh --model "$HOME/models/some-model.gguf" --build-dir /tmp/kvist
 
-Exit status: 0 when all went well, 1 when a step failed (it says which and what to do), 2 for wrong flags.
+Exit status: 0 when all went well, 1 when a step failed (it says which and what to do), 2 for
+wrong flags.
 END
 }
 
@@ -61,8 +62,7 @@ say "The model is $model_file"
 heading "3. Build"
 build_log=$build/quickstart-build.log
 say "Building in $build (the first time takes some minutes; log in $build_log)."
-configure_and_build "$build" "$build_log" kvist -DCMAKE_BUILD_TYPE=Release -DKVIST_BUILD_TESTS=OFF ||
-  die "the build failed; the log is $build_log"
+build_kvist "$build" "$build_log" || die "the build failed; the log is $build_log"
 kvist=$build/kvist
 [ -x "$kvist" ] || die "the build made no $kvist"
 say "Built $kvist"
@@ -78,8 +78,8 @@ else
   state_dir=$run_dir
 fi
 server_log=$state_dir/server.log
-# Port 0: the system picks free ports, the server says which. A session of its own under --keep, so that closing the
-# terminal does not end it.
+# Port 0: the system picks free ports, the server says which. A session of its own under --keep, so
+# that closing the terminal does not end it.
 server=("$kvist" serve --model "$model_file" --data-dir "$state_dir/data"
   --grpc 127.0.0.1:0 --http 127.0.0.1:0 --metrics 127.0.0.1:0)
 if [ -n "$keep" ]; then
@@ -90,14 +90,19 @@ fi
 server_pid=$!
 ready=$(wait_ready "$server_pid" "$server_log" 180) || die "the server did not start"
 grpc=$(ready_address grpc "$ready")
-say "Ready. gRPC on $grpc, HTTP on $(ready_address http "$ready"), metrics on $(ready_address metrics "$ready")."
+http=$(ready_address http "$ready" || say "no address")
+metrics=$(ready_address metrics "$ready" || say "no address")
+say "Ready. gRPC on $grpc, HTTP on $http, metrics on $metrics."
 
-# field NAME...: the member NAME (or NAME.NAME) of the JSON object on stdin; numbers with two decimals.
+# field NAME...: the member NAME (or NAME.NAME) of the JSON object on stdin; numbers with two
+# decimals.
 field() {
   python3 -c '
-import functools, json, sys
-value = functools.reduce(lambda part, name: part[name], sys.argv[1].split("."), json.load(sys.stdin))
-print(f"{value:.2f}" if isinstance(value, float) else json.dumps(value) if isinstance(value, list) else value)' "$1"
+import json, sys
+value = json.load(sys.stdin)
+for name in sys.argv[1].split("."):
+    value = value[name]
+print(f"{value:.2f}" if isinstance(value, float) else value)' "$1"
 }
 
 # The text streams to stderr as it comes, the result is one object on stdout.
@@ -105,9 +110,10 @@ generate() { "$kvist" generate "$@" --endpoint "$grpc" --output json; }
 
 heading "5. A story"
 if [ "$model" = gemma3 ]; then
-  say "This model was not trained to chat, so it continues a text: Once upon a time there was a red cat"
+  opening="Once upon a time there was a red cat"
+  say "This model was not trained to chat, so it continues a text: $opening"
   say ""
-  story=$(generate "Once upon a time there was a red cat" --temperature 0.7 --seed 1 --max-new-tokens 200)
+  story=$(generate "$opening" --temperature 0.7 --seed 1 --max-new-tokens 200)
 else
   say "Question: Write a short story about a red cat."
   say ""
@@ -116,10 +122,11 @@ fi
 say ""
 
 heading "6. What the KV cache is worth"
-say "The completion of \"The red cat was\" by up to 100 tokens, with the cache and without it (every step then computes"
-say "the whole text again)."
+say "The completion of \"The red cat was\" by up to 100 tokens, with the cache and without it"
+say "(every step then computes the whole text again)."
 
-# timed_completion CACHE_KIND: leaves the answer in `completion` and the seconds that it took in `seconds`.
+# timed_completion CACHE_KIND: leaves the answer in `completion` and the seconds that it took in
+# `seconds`.
 timed_completion() {
   local start
   start=$(date +%s.%N)
@@ -136,11 +143,13 @@ without_cache=$seconds
   die "the outputs with and without the cache differ, which must never be: please report it"
 say "With the cache:     $with_cache seconds"
 say "Without the cache:  $without_cache seconds"
-say "Ratio:              $(awk -v a="$without_cache" -v b="$with_cache" 'BEGIN {printf "%.1f", a / b}')"
+ratio=$(awk -v a="$without_cache" -v b="$with_cache" 'BEGIN {printf "%.1f", a / b}')
+say "Ratio:              $ratio"
 say "Both gave the same $(grep -o ',' <<<"$ids_with_cache," | wc -l) tokens."
 
 heading "7. What was measured for the story"
-say "Prompt tokens:        $(field prompt_tokens <<<"$story"), of which $(field cached_tokens <<<"$story") came from the cache"
+say "Prompt tokens:        $(field prompt_tokens <<<"$story")"
+say "Of these cached:      $(field cached_tokens <<<"$story")"
 say "Time to first token:  $(field timings.time_to_first_token_ms <<<"$story") ms"
 say "Prompt:               $(field timings.prefill_tokens_per_second <<<"$story") tokens per second"
 say "Answer:               $(field timings.decode_tokens_per_second <<<"$story") tokens per second"
