@@ -92,10 +92,13 @@ const float* Sampler::Modify(const SampleInput& input) {
     const SamplingOptions& options = input.options;
     for (const auto& [id, count] : input.counts->map()) {
       float& x = modified_[static_cast<size_t>(id)];
+      if (!std::isfinite(x)) continue;
       x = x > 0.0f ? x / options.repetition_penalty : x * options.repetition_penalty;
       if (count > 0) {
         x -= options.presence_penalty + options.frequency_penalty * static_cast<float>(count);
       }
+      // A tiny repetition penalty must not make a number infinite.
+      x = std::clamp(x, std::numeric_limits<float>::lowest(), std::numeric_limits<float>::max());
     }
   }
   for (const int32_t id : input.masked_ids) modified_[static_cast<size_t>(id)] = kMinusInfinity;
