@@ -1,7 +1,5 @@
 #include "services/frontend/validate.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -10,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
+#include "common/text/utf8.h"
 #include "services/frontend/limits.h"
 
 namespace kvist::services {
@@ -18,19 +17,6 @@ namespace {
 constexpr int kFirstRole = 1;  // system
 constexpr int kLastRole = 3;   // assistant
 constexpr int kLastCacheKind = 2;
-
-bool IsUtf8(std::string_view text) {
-  const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
-  auto left = static_cast<utf8proc_ssize_t>(text.size());
-  while (left > 0) {
-    utf8proc_int32_t code_point = 0;
-    const utf8proc_ssize_t used = utf8proc_iterate(bytes, left, &code_point);
-    if (used <= 0) return false;
-    bytes += used;
-    left -= used;
-  }
-  return true;
-}
 
 // A float's allowed range. `low_open`: the lower end itself is not allowed.
 struct Range {
@@ -85,12 +71,12 @@ absl::Status CheckStop(const StopChoice& stop) {
   if (stop.stop_strings.size() > static_cast<size_t>(kMaxStopStrings)) {
     return InvalidField("stop.stop_strings", absl::StrCat("at most ", kMaxStopStrings, " are allowed"));
   }
-  for (const std::string& text : stop.stop_strings) {
-    if (text.empty() || text.size() > kMaxStopStringBytes) {
+  for (const std::string& stop_string : stop.stop_strings) {
+    if (stop_string.empty() || stop_string.size() > kMaxStopStringBytes) {
       return InvalidField("stop.stop_strings", absl::StrCat("each must have 1 to ", kMaxStopStringBytes,
-                                                            " bytes; one has ", text.size()));
+                                                            " bytes; one has ", stop_string.size()));
     }
-    if (!IsUtf8(text)) return InvalidField("stop.stop_strings", "must be UTF-8");
+    if (!text::IsValidUtf8(stop_string)) return InvalidField("stop.stop_strings", "must be UTF-8");
   }
   return absl::OkStatus();
 }
@@ -112,15 +98,15 @@ absl::Status CheckChat(const ChatPrompt& chat) {
       return FieldOutOfRange("prompt.chat",
                              absl::StrCat("at most ", kMaxTextBytes, " bytes are allowed"));
     }
-    if (!IsUtf8(message.content)) return InvalidField("prompt.chat.content", "must be UTF-8");
+    if (!text::IsValidUtf8(message.content)) return InvalidField("prompt.chat.content", "must be UTF-8");
   }
   return absl::OkStatus();
 }
 
 absl::Status CheckPrompt(const Prompt& prompt) {
-  if (const auto* text = std::get_if<TextPrompt>(&prompt)) {
-    if (text->text.empty()) return FieldOutOfRange("prompt.text", "the prompt is empty");
-    return ValidateText("prompt.text", text->text);
+  if (const auto* raw = std::get_if<TextPrompt>(&prompt)) {
+    if (raw->text.empty()) return FieldOutOfRange("prompt.text", "the prompt is empty");
+    return ValidateText("prompt.text", raw->text);
   }
   if (const auto* ids = std::get_if<IdsPrompt>(&prompt)) {
     if (ids->ids.empty()) return FieldOutOfRange("prompt.ids", "the prompt is empty");
@@ -153,12 +139,12 @@ absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds) {
   return CheckInteger<int64_t>("ttl_seconds", ttl_seconds.value_or(1), 1, kMaxSessionTtlSeconds);
 }
 
-absl::Status ValidateText(std::string_view field, std::string_view text) {
-  if (text.size() > kMaxTextBytes) {
+absl::Status ValidateText(std::string_view field, std::string_view value) {
+  if (value.size() > kMaxTextBytes) {
     return FieldOutOfRange(field, absl::StrCat("at most ", kMaxTextBytes, " bytes are allowed; it has ",
-                                               text.size()));
+                                               value.size()));
   }
-  return IsUtf8(text) ? absl::OkStatus() : InvalidField(field, "must be UTF-8");
+  return text::IsValidUtf8(value) ? absl::OkStatus() : InvalidField(field, "must be UTF-8");
 }
 
 absl::Status ValidateIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab) {
@@ -175,7 +161,7 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
   if (!request.session.empty()) {
     KVIST_RETURN_IF_ERROR(ValidateId("session_id", request.session.value()));
   }
-  if (request.model.size() > kMaxModelNameBytes || !IsUtf8(request.model)) {
+  if (request.model.size() > kMaxModelNameBytes || !text::IsValidUtf8(request.model)) {
     return InvalidField("model", absl::StrCat("must be UTF-8 of at most ", kMaxModelNameBytes, " bytes"));
   }
   KVIST_RETURN_IF_ERROR(CheckPrompt(request.prompt));

@@ -38,7 +38,7 @@ absl::Status ValidateNewSessionId(std::string_view id);
 // Seconds since last use: 1 .. a year; unset is fine.
 absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds);
 // UTF-8 of at most 1 MiB; may be empty.
-absl::Status ValidateText(std::string_view field, std::string_view text);
+absl::Status ValidateText(std::string_view field, std::string_view value);
 // Each in [0, vocab).
 absl::Status ValidateIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab);
 
