@@ -3,6 +3,7 @@
 #define KVIST_SERVICES_FRONTEND_CLIENT_STREAM_H_
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/support/sync_stream.h>
 
 #include <atomic>
 #include <chrono>
