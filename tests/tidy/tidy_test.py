@@ -211,6 +211,9 @@ class TidyTest(unittest.TestCase):
             "sizes", {"a.py": "def f():\n" + "    pass\n" * 70}, "function f has 71 lines"
         )
 
+    def test_python_that_does_not_parse_is_caught(self):
+        self.assert_caught("sizes", {"a.py": "def f(:\n"}, "does not parse")
+
     def test_exception_lets_a_function_pass_and_must_be_needed(self):
         long = {"worker/a.cc": "int Sum() {\n" + "\n" * 80 + "}\n"}
         allowed = {tidy.EXCEPTIONS: "sizes worker/a.cc:Sum  # a table\n"}

