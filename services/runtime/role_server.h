@@ -22,13 +22,16 @@ struct RoleServerOptions {
   std::string metrics_address;               // host:port; empty: no HTTP port
   bool insecure = false;                     // allows an address that is not loopback without TLS
   int max_message_bytes = 16 << 20;
-  std::shared_ptr<prometheus::Registry> registry;
+  // Threads of the synchronous handlers, streams included; a call beyond them gets RESOURCE_EXHAUSTED.
+  int max_threads = 512;
+  std::shared_ptr<prometheus::Registry> registry;  // null: an empty one
 };
 
 // Thread-safe. Owns the servers; does not own the services, which must outlive it.
 class RoleServer {
  public:
-  // INVALID_ARGUMENT for a malformed or unprotected address; UNAVAILABLE "port in use" naming the address and the flag.
+  // INVALID_ARGUMENT for a malformed or unprotected address; UNAVAILABLE "--grpc ADDRESS: the port is in use" (or
+  // --metrics). Also raises the process's limit of open files.
   static absl::StatusOr<std::unique_ptr<RoleServer>> Start(const RoleServerOptions& options,
                                                            const std::vector<grpc::Service*>& services);
   virtual ~RoleServer() = default;
