@@ -23,7 +23,8 @@ KeyScope Scope() {
 
 // Computed apart: hashlib.sha256(bytes(16) + struct.pack("<4i", 1, 2, 3, -1)).hexdigest()[:32].
 TEST(BlockKeyTest, ChildKeyIsSha256OfParentAndLittleEndianTokens) {
-  EXPECT_EQ(ChildKey(BlockKey{}, std::vector<int32_t>{1, 2, 3, -1}).Hex(), "e3c636277f39377408b6498f6ad7212d");
+  EXPECT_EQ(ChildKey(BlockKey{}, std::vector<int32_t>{1, 2, 3, -1}).Hex(),
+            "e3c636277f39377408b6498f6ad7212d");
 }
 
 TEST(BlockKeyTest, RootKeyIsSha256OfLengthPrefixedFields) {
