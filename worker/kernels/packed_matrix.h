@@ -9,21 +9,9 @@
 
 #include "absl/status/statusor.h"
 #include "common/gguf/tensor_type.h"
+#include "worker/kernels/packed_layout.h"
 
 namespace kvist::worker {
-
-inline constexpr int64_t kPanelRows = 16;
-
-// A packed [rows, cols] matrix: a view, the bytes belong to the model's weight arena. The last panel is padded with zero rows.
-struct PackedMatrix {
-  gguf::TensorType type = gguf::TensorType::kF32;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  const std::byte* data = nullptr;  // 64-byte aligned; panel p begins at data + p * panel_bytes
-  int64_t panel_bytes = 0;
-
-  int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
-};
 
 // Whether the type's products take activations quantised to 8 bits (block-quantised weights) or floats (F32, F16, BF16).
 bool UsesQuantizedActivations(gguf::TensorType type);
