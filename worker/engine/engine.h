@@ -1,0 +1,92 @@
+// The engine: continuous batching over one backend. Handlers queue and read; one loop owns all state:
+// drain the queue, schedule, run, sample, publish.
+#ifndef KVIST_WORKER_ENGINE_ENGINE_H_
+#define KVIST_WORKER_ENGINE_ENGINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cache_manager/block_pool.h"
+#include "cache_manager/events.h"
+#include "cache_manager/session_table.h"
+#include "common/base/clock.h"
+#include "worker/backend/backend.h"
+#include "worker/engine/request.h"
+
+namespace kvist::cache_manager {
+class EventLog;
+}
+
+namespace kvist::worker {
+
+struct EngineOptions {
+  size_t max_queue = 256;               // requests waiting for their first schedule; one more is refused
+  int32_t max_running_sequences = 64;
+  int64_t max_step_tokens = 256;        // token budget of a step: decode first, the rest for prefill chunks
+  size_t max_sessions = 65536;          // in the session table
+  // Called after each step and at least every 100 ms when something changed, on the loop's thread.
+  std::function<void()> on_step;
+  std::string model_fingerprint_override;  // tests only: empty takes the backend's
+};
+
+// A step's numbers for metrics, accumulated since start. Read by anyone.
+struct EngineStats {
+  uint64_t steps = 0;
+  uint64_t prefill_tokens = 0;
+  uint64_t decode_tokens = 0;
+  uint64_t prefix_tokens_asked = 0;
+  uint64_t prefix_tokens_hit = 0;
+  uint64_t preemptions = 0;
+  uint64_t finished[5] = {};            // by FinishReason
+  int64_t running = 0;
+  int64_t waiting = 0;
+  int64_t last_batch_tokens = 0;
+  double last_step_seconds = 0;
+};
+
+// What the loop's thread may touch when asked to run something between two steps.
+struct EngineState {
+  std::vector<std::unique_ptr<cache_manager::BlockPool>>& pools;
+  cache_manager::SessionTable& sessions;
+  cache_manager::EventLog& events;
+  cache_manager::WorkerLoad load;
+};
+
+// Thread-safe. Owns the backend and, between Start and Stop, one thread.
+class Engine {
+ public:
+  // REQUIRES: clock outlives the engine.
+  Engine(const EngineOptions& options, std::unique_ptr<Backend> backend, const Clock* clock);
+  ~Engine();  // stops
+
+  void Start();
+  // Everything running and waiting ends with UNAVAILABLE (kDraining); returns when the loop has ended. Idempotent.
+  void Stop();
+  // No new requests (UNAVAILABLE, kDraining); what runs goes on.
+  void BeginDrain();
+  bool idle() const;
+
+  // Queues a request. INVALID_ARGUMENT / OUT_OF_RANGE (field named) if it can never run here; RESOURCE_EXHAUSTED (kOverload) if the
+  // queue is full; UNAVAILABLE if draining; ABORTED if a live request has the same id. On error the sink is never called.
+  absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink);
+  // Ends a request within the next step; no-op if unknown.
+  void Cancel(const RequestId& id);
+  // Runs `work` on the loop's thread between two steps (at once if idle). false if the engine is stopped.
+  bool RunBetweenSteps(std::function<void(EngineState&)> work);
+
+  EngineStats stats() const;
+  cache_manager::WorkerLoad load() const;
+  const Backend& backend() const;  // its const facts only
+
+ private:
+  class Loop;
+  std::unique_ptr<Loop> loop_;
+};
+
+}  // namespace kvist::worker
+
+#endif  // KVIST_WORKER_ENGINE_ENGINE_H_
