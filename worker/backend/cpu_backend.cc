@@ -28,7 +28,8 @@ constexpr int64_t kMaxBatchTokens = 65536;
 // Without kv_bytes: enough for 64k blocks, a few GB; more must be asked for.
 constexpr int64_t kMaxDefaultKvBlocks = 65536;
 
-// The caller's floating-point environment, restored at the end: flushing denormals is for the kernels, not for whoever calls.
+// The caller's floating-point environment, restored at the end: flushing denormals is for the
+// kernels, not for whoever calls.
 class FloatEnvironmentScope {
  public:
   FloatEnvironmentScope() {
@@ -57,7 +58,8 @@ absl::Status CheckRange(std::string_view field, int64_t value, int64_t least, in
 
 class CpuBackend final : public Backend {
  public:
-  // Everything of Create's steps ends here; order of destruction is the reverse: the team goes first.
+  // Everything of Create's steps ends here; order of destruction is the reverse: the team goes
+  // first.
   ModelConfig config;
   ModelFacts facts;
   WeightMode weight_mode = WeightMode::kNative;
@@ -75,10 +77,12 @@ class CpuBackend final : public Backend {
   int64_t max_batch_tokens() const override { return limits.max_batch_tokens; }
   int64_t max_logit_rows() const override { return limits.max_logit_rows; }
 
-  // All kernel tables give the same bits, so the table is no part of it; nor is the block size (backend.h).
+  // All kernel tables give the same bits, so the table is no part of it; nor is the block size
+  // (backend.h).
   std::string numerics_id() const override {
-    return absl::StrCat("cpu-", kRecipeVersion, "/", weight_mode == WeightMode::kNative ? "native" : "float32",
-                        "/page", kPageTokens);
+    return absl::StrCat("cpu-", kRecipeVersion, "/",
+                        weight_mode == WeightMode::kNative ? "native" : "float32", "/page",
+                        kPageTokens);
   }
 
   std::string description() const override {
@@ -112,18 +116,22 @@ class CpuBackend final : public Backend {
 absl::StatusOr<WeightMode> WeightModeFromName(const std::string& name) {
   if (name == "native") return WeightMode::kNative;
   if (name == "float32") return WeightMode::kFloat32;
-  return InvalidField("weights", absl::StrCat("unknown mode \"", name, "\"; known: native, float32"));
+  return InvalidField("weights",
+                      absl::StrCat("unknown mode \"", name, "\"; known: native, float32"));
 }
 
-absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& options, CpuBackend& backend) {
+absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& options,
+                         CpuBackend& backend) {
   KVIST_RETURN_IF_ERROR(CheckRange("threads", options.threads, 0, kMaxTeamThreads));
-  KVIST_RETURN_IF_ERROR(CheckRange("max_batch_tokens", options.max_batch_tokens, 1, kMaxBatchTokens));
+  KVIST_RETURN_IF_ERROR(
+      CheckRange("max_batch_tokens", options.max_batch_tokens, 1, kMaxBatchTokens));
   KVIST_RETURN_IF_ERROR(CheckRange("max_logit_rows", options.max_logit_rows, 1, kMaxBatchTokens));
   KVIST_ASSIGN_OR_RETURN(backend.weight_mode, WeightModeFromName(options.weights));
   KVIST_ASSIGN_OR_RETURN(backend.kernels, SelectKernels(options.kernels));
   KVIST_ASSIGN_OR_RETURN(backend.config, ReadModelConfig(file));
   const ModelConfig& config = backend.config;
-  KVIST_RETURN_IF_ERROR(CheckRange("context_tokens", options.context_tokens, 0, config.context_tokens));
+  KVIST_RETURN_IF_ERROR(
+      CheckRange("context_tokens", options.context_tokens, 0, config.context_tokens));
   backend.limits = {.vocab = config.vocab,
                     .context_tokens = options.context_tokens != 0
                                           ? options.context_tokens
@@ -133,20 +141,22 @@ absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& option
   return absl::OkStatus();
 }
 
-absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options, CpuBackend& backend) {
+absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
+                       CpuBackend& backend) {
   KVIST_ASSIGN_OR_RETURN(backend.team,
                          ThreadTeam::Create(options.threads != 0 ? options.threads : UsableCores(),
                                             SetFloatEnvironment));
   ThreadTeam& team = *backend.team;
-  KVIST_ASSIGN_OR_RETURN(
-      backend.weights,
-      LoadWeights(file, backend.config,
-                  [&team](int64_t count, absl::FunctionRef<void(int64_t)> body) { team.ParallelFor(count, body); },
-                  {.mode = backend.weight_mode, .progress = options.progress}));
+  KVIST_ASSIGN_OR_RETURN(backend.weights,
+                         LoadWeights(file, backend.config,
+                                     [&team](int64_t count, absl::FunctionRef<void(int64_t)> body) {
+                                       team.ParallelFor(count, body);
+                                     },
+                                     {.mode = backend.weight_mode, .progress = options.progress}));
   const ModelConfig& config = backend.config;
   const float* factors = backend.weights->rope_factors;
-  KVIST_ASSIGN_OR_RETURN(
-      backend.rope, RopeTable::Create(config.rope, backend.limits.context_tokens, config.rope_pairs, factors));
+  KVIST_ASSIGN_OR_RETURN(backend.rope, RopeTable::Create(config.rope, backend.limits.context_tokens,
+                                                         config.rope_pairs, factors));
   if (config.window > 0) {
     KVIST_ASSIGN_OR_RETURN(backend.windowed_rope,
                            RopeTable::Create(config.windowed_rope, backend.limits.context_tokens,
@@ -190,7 +200,8 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file, const CpuBackendOptions& options) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file,
+                                                          const CpuBackendOptions& options) {
   auto backend = std::make_unique<CpuBackend>();
   KVIST_RETURN_IF_ERROR(ReadOptions(file, options, *backend));
   {

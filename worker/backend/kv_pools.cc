@@ -16,7 +16,8 @@ constexpr int64_t kMaxPoolBlocks = int64_t{1} << 24;
 // Tokens of `group` that one sequence needs at its longest.
 int64_t LeastTokens(const LayerGroup& group, const KvPoolsOptions& options) {
   if (group.window == 0) return options.context_tokens;
-  return std::min(options.context_tokens, group.window + options.max_batch_tokens + options.block_tokens);
+  return std::min(options.context_tokens,
+                  group.window + options.max_batch_tokens + options.block_tokens);
 }
 
 absl::Status CheckOptions(const KvPoolsOptions& options) {
@@ -27,8 +28,8 @@ absl::Status CheckOptions(const KvPoolsOptions& options) {
   if (options.formats.empty()) return InvalidField("kv_formats", "none given");
   for (size_t i = 0; i < options.formats.size(); ++i) {
     if (std::count(options.formats.begin(), options.formats.end(), options.formats[i]) > 1) {
-      return InvalidField("kv_formats",
-                          absl::StrCat(ToAbsl(KvFormatName(options.formats[i])), " is given twice"));
+      return InvalidField(
+          "kv_formats", absl::StrCat(ToAbsl(KvFormatName(options.formats[i])), " is given twice"));
     }
   }
   if (options.blocks_per_pool < 0) return InvalidField("blocks_per_pool", "is negative");
@@ -47,7 +48,8 @@ absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>&
   for (const KvFormat format : options.formats) {
     for (size_t group = 0; group < groups.size(); ++group) {
       const KvLayout layout(groups[group], format, options.block_tokens);
-      const int64_t blocks = CeilDiv<int64_t>(LeastTokens(groups[group], options), options.block_tokens);
+      const int64_t blocks =
+          CeilDiv<int64_t>(LeastTokens(groups[group], options), options.block_tokens);
       specs.push_back({.group = static_cast<int32_t>(group),
                        .format = format,
                        .num_blocks = static_cast<int32_t>(blocks),
@@ -64,8 +66,8 @@ absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>&
   if (options.kv_bytes < least_bytes) {
     return InvalidField("kv_bytes",
                         absl::StrCat(options.kv_bytes, " bytes do not hold one sequence of ",
-                                     options.context_tokens, " tokens in each format; at least ", least_bytes,
-                                     " are needed, or a smaller context"));
+                                     options.context_tokens, " tokens in each format; at least ",
+                                     least_bytes, " are needed, or a smaller context"));
   }
   const int64_t more = (options.kv_bytes - least_bytes) / bytes_of_block_in_each;
   for (PoolSpec& spec : specs) {
@@ -74,7 +76,8 @@ absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>&
   return specs;
 }
 
-int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options, int64_t blocks) {
+int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
+                  int64_t blocks) {
   int64_t bytes = 0;
   for (const KvFormat format : options.formats) {
     for (const LayerGroup& group : groups) {
@@ -84,11 +87,14 @@ int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& o
   return bytes;
 }
 
-absl::StatusOr<KvPools> KvPools::Create(const std::vector<LayerGroup>& groups, std::vector<PoolSpec> specs) {
+absl::StatusOr<KvPools> KvPools::Create(const std::vector<LayerGroup>& groups,
+                                        std::vector<PoolSpec> specs) {
   KvPools pools;
   for (const PoolSpec& spec : specs) {
-    pools.layouts_.emplace_back(groups[static_cast<size_t>(spec.group)], spec.format, spec.block_tokens);
-    KVIST_ASSIGN_OR_RETURN(Arena arena, Arena::Create(spec.num_blocks * spec.block_bytes, "a KV pool"));
+    pools.layouts_.emplace_back(groups[static_cast<size_t>(spec.group)], spec.format,
+                                spec.block_tokens);
+    KVIST_ASSIGN_OR_RETURN(Arena arena,
+                           Arena::Create(spec.num_blocks * spec.block_bytes, "a KV pool"));
     pools.arenas_.push_back(std::move(arena));
   }
   pools.specs_ = std::move(specs);
@@ -97,7 +103,8 @@ absl::StatusOr<KvPools> KvPools::Create(const std::vector<LayerGroup>& groups, s
 
 int32_t KvPools::Find(int32_t group, KvFormat format) const {
   for (size_t pool = 0; pool < specs_.size(); ++pool) {
-    if (specs_[pool].group == group && specs_[pool].format == format) return static_cast<int32_t>(pool);
+    if (specs_[pool].group == group && specs_[pool].format == format)
+      return static_cast<int32_t>(pool);
   }
   return -1;
 }

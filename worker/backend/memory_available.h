@@ -8,8 +8,8 @@
 
 namespace kvist::worker {
 
-// The least of what the machine has available (/proc/meminfo) and what the control group has left. INTERNAL where the first
-// cannot be read.
+// The least of what the machine has available (/proc/meminfo) and what the control group has left.
+// INTERNAL where the first cannot be read.
 absl::StatusOr<int64_t> MemoryAvailableBytes();
 
 }  // namespace kvist::worker

@@ -13,7 +13,8 @@ absl::Status QuantizedBuffer::Allocate(int64_t rows, int64_t cols) {
   KVIST_ASSIGN_OR_RETURN(q_, Buffer<int8_t>::Create(rows * q_stride_, "activations"));
   KVIST_ASSIGN_OR_RETURN(scale_, Buffer<float>::Create(rows * block_stride_, "activations"));
   KVIST_ASSIGN_OR_RETURN(scaled_sum_, Buffer<float>::Create(rows * block_stride_, "activations"));
-  KVIST_ASSIGN_OR_RETURN(half_sums_, Buffer<int16_t>::Create(2 * rows * block_stride_, "activations"));
+  KVIST_ASSIGN_OR_RETURN(half_sums_,
+                         Buffer<int16_t>::Create(2 * rows * block_stride_, "activations"));
   return absl::OkStatus();
 }
 

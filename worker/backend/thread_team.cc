@@ -1,5 +1,6 @@
-// Invariants: body_ changes only while every other member waits for runs_ to change; arrived_ is 0 whenever phase_
-// changes; a member sleeps only on a value that it has read and that some other member will change.
+// Invariants: body_ changes only while every other member waits for runs_ to change; arrived_ is 0
+// whenever phase_ changes; a member sleeps only on a value that it has read and that some other
+// member will change.
 #include "worker/backend/thread_team.h"
 
 #include <system_error>
@@ -10,7 +11,8 @@
 namespace kvist::worker {
 namespace {
 
-constexpr int kSpins = 2048;  // some 50 microseconds: longer than any wait between two balanced shares
+constexpr int kSpins =
+    2048;  // some 50 microseconds: longer than any wait between two balanced shares
 constexpr int kYields = 16;
 
 void Pause() {
@@ -38,7 +40,8 @@ void WaitWhile(const std::atomic<uint32_t>& word, uint32_t old) {
 
 absl::StatusOr<std::unique_ptr<ThreadTeam>> ThreadTeam::Create(int threads, void (*prepare)()) {
   if (threads < 1 || threads > kMaxTeamThreads) {
-    return InvalidField("threads", absl::StrCat("must be 1 to ", kMaxTeamThreads, ", is ", threads));
+    return InvalidField("threads",
+                        absl::StrCat("must be 1 to ", kMaxTeamThreads, ", is ", threads));
   }
   std::unique_ptr<ThreadTeam> team(new ThreadTeam(threads));
   try {
@@ -46,7 +49,8 @@ absl::StatusOr<std::unique_ptr<ThreadTeam>> ThreadTeam::Create(int threads, void
       team->threads_.emplace_back([t = team.get(), member, prepare] { t->Work(member, prepare); });
     }
   } catch (const std::system_error& error) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot start ", threads, " threads: ", error.what()));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot start ", threads, " threads: ", error.what()));
   }
   return team;
 }

@@ -1,7 +1,8 @@
-// The program of a pass. Between two barriers each member writes only its own part of a shared buffer, and reads only
-// what was complete at the last barrier. Rows (embedding, norms, quantising) are owned by members; matrix products are shared
-// out by panels of weights. In a short pass every member computes all rows for itself, into private buffers: that is cheaper
-// than a barrier. The bits do not depend on any of this: each value is one chain of operations.
+// The program of a pass. Between two barriers each member writes only its own part of a shared
+// buffer, and reads only what was complete at the last barrier. Rows (embedding, norms, quantising)
+// are owned by members; matrix products are shared out by panels of weights. In a short pass every
+// member computes all rows for itself, into private buffers: that is cheaper than a barrier. The
+// bits do not depend on any of this: each value is one chain of operations.
 #include "worker/backend/transformer.h"
 
 #include <algorithm>
@@ -72,9 +73,10 @@ void Transformer::RunLayer(int64_t layer, const Lane& lane) {
   float* const query = qkv_.data();
   float* const key = query + config.query_cols();
   float* const value = key + config.kv_cols();
-  MultiplyShare(lane.member,
-                {{&w.query, query, qkv_stride_}, {&w.key, key, qkv_stride_}, {&w.value, value, qkv_stride_}},
-                InputOf(lane, lane.rows->normed.data(), config.hidden));
+  MultiplyShare(
+      lane.member,
+      {{&w.query, query, qkv_stride_}, {&w.key, key, qkv_stride_}, {&w.value, value, qkv_stride_}},
+      InputOf(lane, lane.rows->normed.data(), config.hidden));
   parts_.team->Barrier();
   RotateAndStore(layer, lane);
   parts_.team->Barrier();
@@ -104,7 +106,8 @@ void Transformer::Embed(const Lane& lane) {
   const int64_t hidden = parts_.config->hidden;
   for (int64_t row = lane.first_row; row < lane.last_row; ++row) {
     float* const x = lane.rows->stream.data() + row * hidden;
-    parts_.weights->embedding.Row(row_facts_[static_cast<size_t>(row)].token, {x, static_cast<size_t>(hidden)});
+    parts_.weights->embedding.Row(row_facts_[static_cast<size_t>(row)].token,
+                                  {x, static_cast<size_t>(hidden)});
     if (parts_.config->embedding_scale != 1.0f) {
       parts_.kernels->scale(x, parts_.config->embedding_scale, hidden);
     }
@@ -118,15 +121,16 @@ void Transformer::ShareRows() {
 void Transformer::NormRows(const Lane& lane, const float* weight) {
   const int64_t hidden = parts_.config->hidden;
   const int64_t offset = lane.first_row * hidden;
-  parts_.kernels->rms_norm(lane.rows->stream.data() + offset, hidden, lane.last_row - lane.first_row, hidden,
-                           weight, parts_.config->norm_epsilon, lane.rows->normed.data() + offset, hidden);
+  parts_.kernels->rms_norm(lane.rows->stream.data() + offset, hidden,
+                           lane.last_row - lane.first_row, hidden, weight,
+                           parts_.config->norm_epsilon, lane.rows->normed.data() + offset, hidden);
   QuantizeRows(lane, lane.rows->normed.data(), hidden);
 }
 
 void Transformer::QuantizeRows(const Lane& lane, const float* x, int64_t cols) {
   if (!quantizes_) return;
-  parts_.kernels->quantize_rows(x + lane.first_row * cols, cols, lane.last_row - lane.first_row, cols,
-                                lane.rows->quantized.At(lane.first_row, 0));
+  parts_.kernels->quantize_rows(x + lane.first_row * cols, cols, lane.last_row - lane.first_row,
+                                cols, lane.rows->quantized.At(lane.first_row, 0));
 }
 
 void Transformer::AddBranch(const Lane& lane, const float* norm) {
@@ -136,7 +140,8 @@ void Transformer::AddBranch(const Lane& lane, const float* norm) {
   const float* branch = branch_.data() + offset;
   if (norm != nullptr) {
     float* const normed = lane.rows->normed.data() + offset;
-    parts_.kernels->rms_norm(branch, hidden, rows, hidden, norm, parts_.config->norm_epsilon, normed, hidden);
+    parts_.kernels->rms_norm(branch, hidden, rows, hidden, norm, parts_.config->norm_epsilon,
+                             normed, hidden);
     branch = normed;
   }
   parts_.kernels->add(lane.rows->stream.data() + offset, branch, rows * hidden);
@@ -146,9 +151,11 @@ ProductInput Transformer::InputOf(const Lane& lane, const float* x, int64_t cols
   return {.rows = rows_, .x = x, .x_stride = cols, .quantized = lane.rows->quantized.At(0, 0)};
 }
 
-void Transformer::MultiplyShare(int member, std::initializer_list<Product> products, const ProductInput& input) {
+void Transformer::MultiplyShare(int member, std::initializer_list<Product> products,
+                                const ProductInput& input) {
   int64_t total_bytes = 0;
-  for (const Product& product : products) total_bytes += product.matrix->panels() * product.matrix->panel_bytes;
+  for (const Product& product : products)
+    total_bytes += product.matrix->panels() * product.matrix->panel_bytes;
   const Share share = ShareOf(total_bytes, member, parts_.team->size());
   int64_t begin_bytes = 0;
   for (const Product& product : products) {
@@ -160,18 +167,22 @@ void Transformer::MultiplyShare(int member, std::initializer_list<Product> produ
     };
     const int64_t first = panel_at(share.first);
     const int64_t last = panel_at(share.last);
-    if (first < last) parts_.kernels->product(matrix, first, last, input, product.y, product.stride);
+    if (first < last)
+      parts_.kernels->product(matrix, first, last, input, product.y, product.stride);
     begin_bytes += matrix.panels() * matrix.panel_bytes;
   }
 }
 
-void Transformer::GateShare(const Lane& lane, const LayerWeights& weights, const ProductInput& input) {
+void Transformer::GateShare(const Lane& lane, const LayerWeights& weights,
+                            const ProductInput& input) {
   const int64_t cols = parts_.config->feed_forward;
-  const auto multiply = parts_.config->activation == Activation::kSilu ? parts_.kernels->silu_multiply
-                                                                       : parts_.kernels->gelu_multiply;
+  const auto multiply = parts_.config->activation == Activation::kSilu
+                            ? parts_.kernels->silu_multiply
+                            : parts_.kernels->gelu_multiply;
   float* const gate = lane.scratch->gate.data();
   float* const up = lane.scratch->up.data();
-  // As many columns at a time as the scratch holds: many rows' values are still in cache when they are quantised.
+  // As many columns at a time as the scratch holds: many rows' values are still in cache when they
+  // are quantised.
   const int64_t step = std::max<int64_t>(1, kMaxPassRows / rows_) * kGateCols;
   const Share share = ShareOf(CeilDiv(cols, kGateCols), lane.member, parts_.team->size());
   const int64_t end = std::min(cols, share.last * kGateCols);
@@ -179,13 +190,15 @@ void Transformer::GateShare(const Lane& lane, const LayerWeights& weights, const
     const int64_t width = std::min(step, end - col);
     const int64_t first = col / kPanelRows;
     const int64_t last = CeilDiv(col + width, kPanelRows);
-    parts_.kernels->product(PanelsOf(weights.gate, first, last), 0, last - first, input, gate, width);
+    parts_.kernels->product(PanelsOf(weights.gate, first, last), 0, last - first, input, gate,
+                            width);
     parts_.kernels->product(PanelsOf(weights.up, first, last), 0, last - first, input, up, width);
     for (int64_t row = 0; row < rows_; ++row) {
       multiply(gate + row * width, up + row * width, gated_.data() + row * cols + col, width);
     }
     if (quantizes_) {
-      parts_.kernels->quantize_rows(gated_.data() + col, cols, rows_, width, gated_quantized_.At(0, col));
+      parts_.kernels->quantize_rows(gated_.data() + col, cols, rows_, width,
+                                    gated_quantized_.At(0, col));
     }
   }
 }
@@ -207,7 +220,8 @@ void Transformer::RotateAndStore(int64_t layer, const Lane& lane) {
   const ModelConfig& config = *parts_.config;
   const KernelTable& kernels = *parts_.kernels;
   const LayerWeights& w = parts_.weights->layers[static_cast<size_t>(layer)];
-  const RopeTable& rope = config.windowed[static_cast<size_t>(layer)] ? *parts_.windowed_rope : *parts_.rope;
+  const RopeTable& rope =
+      config.windowed[static_cast<size_t>(layer)] ? *parts_.windowed_rope : *parts_.rope;
   const int64_t dim = config.head_dim;
   const int64_t heads = config.query_heads_per_kv_head();
   if (lane.member == 0) next_item_.store(0, std::memory_order_relaxed);
@@ -226,7 +240,8 @@ void Transformer::RotateAndStore(int64_t layer, const Lane& lane) {
     if (w.query_norm != nullptr) {
       kernels.rms_norm(q, dim, heads, dim, w.query_norm, config.norm_epsilon, q, dim);
     }
-    if (w.key_norm != nullptr) kernels.rms_norm(k, dim, 1, dim, w.key_norm, config.norm_epsilon, k, dim);
+    if (w.key_norm != nullptr)
+      kernels.rms_norm(k, dim, 1, dim, w.key_norm, config.norm_epsilon, k, dim);
     const float* const cosines = rope.Cosines(facts.position);
     const float* const sines = rope.Sines(facts.position);
     kernels.rope(q, heads, dim, config.rope_pairs, cosines, sines, config.rope_style);
@@ -282,17 +297,18 @@ void Transformer::RunHead(int member) {
   const int64_t hidden = parts_.config->hidden;
   if (quantizes_) {
     const Share share = ShareOf(wanted_rows_, member, parts_.team->size());
-    parts_.kernels->quantize_rows(wanted_.data() + share.first * hidden, hidden, share.last - share.first, hidden,
+    parts_.kernels->quantize_rows(wanted_.data() + share.first * hidden, hidden,
+                                  share.last - share.first, hidden,
                                   wanted_quantized_.At(share.first, 0));
     parts_.team->Barrier();
   }
   for (int64_t row = 0; row < wanted_rows_; row += kMaxPassRows) {
-    MultiplyShare(member,
-                  {{&parts_.weights->output, logits_.data() + row * logits_stride_, logits_stride_}},
-                  {.rows = std::min(kMaxPassRows, wanted_rows_ - row),
-                   .x = wanted_.data() + row * hidden,
-                   .x_stride = hidden,
-                   .quantized = wanted_quantized_.At(row, 0)});
+    MultiplyShare(
+        member, {{&parts_.weights->output, logits_.data() + row * logits_stride_, logits_stride_}},
+        {.rows = std::min(kMaxPassRows, wanted_rows_ - row),
+         .x = wanted_.data() + row * hidden,
+         .x_stride = hidden,
+         .quantized = wanted_quantized_.At(row, 0)});
   }
 }
 

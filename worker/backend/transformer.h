@@ -1,4 +1,5 @@
-// The forward pass on the CPU: one program for all architectures, run by a team of threads together.
+// The forward pass on the CPU: one program for all architectures, run by a team of threads
+// together.
 #ifndef KVIST_WORKER_BACKEND_TRANSFORMER_H_
 #define KVIST_WORKER_BACKEND_TRANSFORMER_H_
 
@@ -22,9 +23,11 @@
 
 namespace kvist::worker {
 
-// Rows that go through all layers together: more would push the activations of a wide product out of a 512 KB L2 cache.
+// Rows that go through all layers together: more would push the activations of a wide product out
+// of a 512 KB L2 cache.
 inline constexpr int64_t kMaxPassRows = 256;
-// Columns of the feed-forward product that are gated and quantised together; rows of quantised values stay aligned.
+// Columns of the feed-forward product that are gated and quantised together; rows of quantised
+// values stay aligned.
 inline constexpr int64_t kGateCols = 64;
 
 // What a Transformer runs on; all outlive it.
@@ -38,8 +41,8 @@ struct TransformerParts {
   const RopeTable* windowed_rope = nullptr;  // layers with a window
 };
 
-// Runs checked batches. Everything it needs is taken in Create; Run allocates nothing. Single-threaded: one caller of Run at a
-// time, which works as member 0 of the team.
+// Runs checked batches. Everything it needs is taken in Create; Run allocates nothing.
+// Single-threaded: one caller of Run at a time, which works as member 0 of the team.
 class Transformer {
  public:
   // RESOURCE_EXHAUSTED if there is no memory.
@@ -50,7 +53,8 @@ class Transformer {
   Logits Run(const Batch& batch);
 
  private:
-  // A run of tokens of one slice in the pass: rows [row, row + count) are its tokens [begin, begin + count).
+  // A run of tokens of one slice in the pass: rows [row, row + count) are its tokens [begin, begin
+  // + count).
   struct Segment {
     const SequenceSlice* slice = nullptr;
     int64_t begin = 0;
@@ -65,8 +69,8 @@ class Transformer {
     int64_t position = 0;
     int64_t logit_row = -1;  // -1: not wanted
   };
-  // A piece of attention: queries [begin, begin + count) of a segment, `heads` query heads from `first_head` on, which
-  // share one kv head.
+  // A piece of attention: queries [begin, begin + count) of a segment, `heads` query heads from
+  // `first_head` on, which share one kv head.
   struct AttentionItem {
     int32_t segment = 0;
     int64_t begin = 0;
@@ -77,7 +81,8 @@ class Transformer {
   // A member's view of the pass: its rows of the residual stream and its scratch.
   struct Lane {
     int member = 0;
-    int64_t first_row = 0;  // the rows that it embeds, norms and quantises: a share, or all of a short pass
+    int64_t first_row =
+        0;  // the rows that it embeds, norms and quantises: a share, or all of a short pass
     int64_t last_row = 0;
     RowBuffers* rows = nullptr;
     LaneScratch* scratch = nullptr;
@@ -111,8 +116,10 @@ class Transformer {
     float* y = nullptr;
     int64_t stride = 0;
   };
-  void MultiplyShare(int member, std::initializer_list<Product> products, const ProductInput& input);
-  // gated_ = activation(gate * input) * (up * input), and its quantised form, for this member's share of the columns.
+  void MultiplyShare(int member, std::initializer_list<Product> products,
+                     const ProductInput& input);
+  // gated_ = activation(gate * input) * (up * input), and its quantised form, for this member's
+  // share of the columns.
   void GateShare(const Lane& lane, const LayerWeights& weights, const ProductInput& input);
   // Biases, norms and rotation of q and k; k and v into their pages.
   void RotateAndStore(int64_t layer, const Lane& lane);
@@ -124,7 +131,7 @@ class Transformer {
   const TransformerParts parts_;
   int64_t rows_ = 0;  // of this pass
   bool duplicated_ = false;
-  bool quantizes_ = false;        // some weights take quantised activations
+  bool quantizes_ = false;  // some weights take quantised activations
   std::vector<Segment> segments_;
   std::vector<RowFacts> row_facts_;
   std::vector<AttentionItem> items_;
@@ -135,16 +142,16 @@ class Transformer {
   RowBuffers shared_rows_;
   std::vector<std::unique_ptr<RowBuffers>> private_rows_;  // per member, for short passes
   std::vector<std::unique_ptr<LaneScratch>> scratch_;      // per member
-  Buffer<float> qkv_;              // [kMaxPassRows, qkv_stride]
-  int64_t qkv_stride_ = 0;         // query_cols + 2 * kv_cols
-  Buffer<float> attended_;         // [kMaxPassRows, query_cols]
-  Buffer<float> branch_;           // [kMaxPassRows, hidden]: what a half of a layer adds to the stream
+  Buffer<float> qkv_;                                      // [kMaxPassRows, qkv_stride]
+  int64_t qkv_stride_ = 0;                                 // query_cols + 2 * kv_cols
+  Buffer<float> attended_;                                 // [kMaxPassRows, query_cols]
+  Buffer<float> branch_;  // [kMaxPassRows, hidden]: what a half of a layer adds to the stream
   QuantizedBuffer gated_quantized_;
-  Buffer<float> gated_;            // [kMaxPassRows, feed_forward]
-  Buffer<float> wanted_;           // [max_logit_rows, hidden], normed
+  Buffer<float> gated_;   // [kMaxPassRows, feed_forward]
+  Buffer<float> wanted_;  // [max_logit_rows, hidden], normed
   QuantizedBuffer wanted_quantized_;
   int64_t wanted_rows_ = 0;
-  Buffer<float> logits_;           // [max_logit_rows, logits_stride]
+  Buffer<float> logits_;  // [max_logit_rows, logits_stride]
   int64_t logits_stride_ = 0;
 };
 

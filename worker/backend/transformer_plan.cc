@@ -8,9 +8,11 @@
 namespace kvist::worker {
 namespace {
 
-// Up to here every member computes all rows for itself: norm and quantising of a row take about as long as a barrier.
+// Up to here every member computes all rows for itself: norm and quantising of a row take about as
+// long as a barrier.
 constexpr int64_t kMaxDuplicatedRows = 4;
-// Queries of one piece of attention: enough to reuse a page of keys many times, few enough for many pieces.
+// Queries of one piece of attention: enough to reuse a page of keys many times, few enough for many
+// pieces.
 constexpr int64_t kMaxItemQueries = 32;
 // With fewer pieces than this per member, a kv head's query heads are shared out singly.
 constexpr int64_t kLeastItemsPerMember = 4;
@@ -24,8 +26,9 @@ absl::Status AllocateRows(const ModelConfig& config, int64_t rows, RowBuffers& t
 bool TakesQuantized(const Weights& weights) {
   bool any = UsesQuantizedActivations(weights.output.type);
   for (const LayerWeights& layer : weights.layers) {
-    for (const PackedMatrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.attention_output,
-                                       &layer.gate, &layer.up, &layer.down}) {
+    for (const PackedMatrix* matrix :
+         {&layer.query, &layer.key, &layer.value, &layer.attention_output, &layer.gate, &layer.up,
+          &layer.down}) {
       any = any || UsesQuantizedActivations(matrix->type);
     }
   }
@@ -59,7 +62,8 @@ absl::Status Transformer::TakeMemory(int64_t max_logit_rows) {
   segments_.reserve(pass_rows);
   row_facts_.reserve(pass_rows);
   items_.reserve(pass_rows * static_cast<size_t>(config.kv_heads) +
-                 members * static_cast<size_t>(kLeastItemsPerMember * config.query_heads_per_kv_head()));
+                 members *
+                     static_cast<size_t>(kLeastItemsPerMember * config.query_heads_per_kv_head()));
 
   KVIST_RETURN_IF_ERROR(AllocateRows(config, kMaxPassRows, shared_rows_));
   const int64_t attention_floats =
@@ -69,18 +73,24 @@ absl::Status Transformer::TakeMemory(int64_t max_logit_rows) {
     KVIST_RETURN_IF_ERROR(AllocateRows(config, kMaxDuplicatedRows, *private_rows_.back()));
     scratch_.push_back(std::make_unique<LaneScratch>());
     LaneScratch& scratch = *scratch_.back();
-    KVIST_ASSIGN_OR_RETURN(scratch.gate, Buffer<float>::Create(kMaxPassRows * kGateCols, "activations"));
-    KVIST_ASSIGN_OR_RETURN(scratch.up, Buffer<float>::Create(kMaxPassRows * kGateCols, "activations"));
-    KVIST_ASSIGN_OR_RETURN(scratch.attention, Buffer<float>::Create(attention_floats, "attention scratch"));
+    KVIST_ASSIGN_OR_RETURN(scratch.gate,
+                           Buffer<float>::Create(kMaxPassRows * kGateCols, "activations"));
+    KVIST_ASSIGN_OR_RETURN(scratch.up,
+                           Buffer<float>::Create(kMaxPassRows * kGateCols, "activations"));
+    KVIST_ASSIGN_OR_RETURN(scratch.attention,
+                           Buffer<float>::Create(attention_floats, "attention scratch"));
   }
   qkv_stride_ = config.query_cols() + 2 * config.kv_cols();
   const int64_t query_floats = kMaxPassRows * config.query_cols();
   KVIST_ASSIGN_OR_RETURN(qkv_, Buffer<float>::Create(kMaxPassRows * qkv_stride_, "activations"));
   KVIST_ASSIGN_OR_RETURN(attended_, Buffer<float>::Create(query_floats, "activations"));
-  KVIST_ASSIGN_OR_RETURN(branch_, Buffer<float>::Create(kMaxPassRows * config.hidden, "activations"));
-  KVIST_ASSIGN_OR_RETURN(gated_, Buffer<float>::Create(kMaxPassRows * config.feed_forward, "activations"));
+  KVIST_ASSIGN_OR_RETURN(branch_,
+                         Buffer<float>::Create(kMaxPassRows * config.hidden, "activations"));
+  KVIST_ASSIGN_OR_RETURN(gated_,
+                         Buffer<float>::Create(kMaxPassRows * config.feed_forward, "activations"));
   KVIST_RETURN_IF_ERROR(gated_quantized_.Allocate(kMaxPassRows, config.feed_forward));
-  KVIST_ASSIGN_OR_RETURN(wanted_, Buffer<float>::Create(max_logit_rows * config.hidden, "activations"));
+  KVIST_ASSIGN_OR_RETURN(wanted_,
+                         Buffer<float>::Create(max_logit_rows * config.hidden, "activations"));
   KVIST_RETURN_IF_ERROR(wanted_quantized_.Allocate(max_logit_rows, config.hidden));
   logits_stride_ = RoundUp(config.vocab, kPanelRows);
   KVIST_ASSIGN_OR_RETURN(logits_, Buffer<float>::Create(max_logit_rows * logits_stride_, "logits"));

@@ -1,4 +1,5 @@
-// The inverse of packed_matrix.cc for one row: stored integers and scales out of a panel, then their values.
+// The inverse of packed_matrix.cc for one row: stored integers and scales out of a panel, then
+// their values.
 #include <cstring>
 
 #include "common/base/check.h"
@@ -13,7 +14,8 @@ namespace {
 using gguf::TensorType;
 
 // The stored integer at (row, col) of a packed block.
-uint8_t UnpackInteger(TensorType type, const PackedLayout& layout, int row, int col, const std::byte* block) {
+uint8_t UnpackInteger(TensorType type, const PackedLayout& layout, int row, int col,
+                      const std::byte* block) {
   const int step = col / 32;
   const int word = col % 32 / 4;
   const int byte = col % 4;
@@ -27,10 +29,12 @@ uint8_t UnpackInteger(TensorType type, const PackedLayout& layout, int row, int 
     const int bits = std::to_integer<int>(high[(word / 4) * 64 + row * 4 + byte]);
     return static_cast<uint8_t>(low | ((bits >> (2 * (word % 4))) & 3) << 4);
   }
-  return static_cast<uint8_t>(low | ((std::to_integer<int>(high[row * 4 + byte]) >> word) & 1) << 4);
+  return static_cast<uint8_t>(low | ((std::to_integer<int>(high[row * 4 + byte]) >> word) & 1)
+                                        << 4);
 }
 
-void UnpackScales(TensorType type, const PackedLayout& layout, int row, const std::byte* block, IntegerBlock& out) {
+void UnpackScales(TensorType type, const PackedLayout& layout, int row, const std::byte* block,
+                  IntegerBlock& out) {
   std::memcpy(&out.d, block + 2 * row, 2);
   if (layout.m >= 0) std::memcpy(&out.m, block + layout.m + 2 * row, 2);
   if (layout.scale < 0) return;
@@ -66,8 +70,9 @@ void UnpackRow(const PackedMatrix& matrix, int64_t row, std::span<float> out) {
     for (int c = 0; c < layout.cols; ++c) {
       block.q[static_cast<size_t>(c)] = UnpackInteger(matrix.type, layout, lane, c, packed);
     }
-    DequantizeBlock(matrix.type, block,
-                    out.subspan(static_cast<size_t>(b * layout.cols), static_cast<size_t>(layout.cols)));
+    DequantizeBlock(
+        matrix.type, block,
+        out.subspan(static_cast<size_t>(b * layout.cols), static_cast<size_t>(layout.cols)));
   }
 }
 

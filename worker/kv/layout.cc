@@ -34,7 +34,8 @@ absl::StatusOr<KvFormat> KvFormatFromName(std::string_view name) {
     if (row.name == name) return row.format;
     absl::StrAppend(&names, names.empty() ? "" : ", ", ToAbsl(row.name));
   }
-  return InvalidField("kv_format", absl::StrCat("unknown format \"", ToAbsl(name), "\"; known: ", names));
+  return InvalidField("kv_format",
+                      absl::StrCat("unknown format \"", ToAbsl(name), "\"; known: ", names));
 }
 
 std::string_view KvFormatName(KvFormat format) { return RowOf(format).name; }
@@ -43,9 +44,11 @@ int64_t KvElementBytes(KvFormat format) { return RowOf(format).element_bytes; }
 
 KvLayout::KvLayout(const LayerGroup& group, KvFormat format, int32_t block_tokens)
     : format_(format), block_tokens_(block_tokens), kv_heads_(group.kv_heads) {
-  KVIST_CHECK(block_tokens == 16 || block_tokens == 32 || block_tokens == 64 || block_tokens == 128);
+  KVIST_CHECK(block_tokens == 16 || block_tokens == 32 || block_tokens == 64 ||
+              block_tokens == 128);
   page_bytes_ = 2 * kPageTokens * group.head_dim * KvElementBytes(format);
-  block_bytes_ = static_cast<int64_t>(group.layers.size()) * kv_heads_ * pages_per_block() * page_bytes_;
+  block_bytes_ =
+      static_cast<int64_t>(group.layers.size()) * kv_heads_ * pages_per_block() * page_bytes_;
 }
 
 int64_t KvLayout::HeadOffset(int64_t layer_in_group, int64_t kv_head) const {

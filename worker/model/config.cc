@@ -24,7 +24,8 @@ absl::Status CheckMultiple(const std::string& key, int64_t value, int64_t factor
 
 absl::Status ReadShape(const MetadataReader& metadata, ModelConfig& config) {
   KVIST_ASSIGN_OR_RETURN(config.layers, metadata.Count("block_count", kMaxLayers));
-  KVIST_ASSIGN_OR_RETURN(config.context_tokens, metadata.Count("context_length", kMaxContextTokens));
+  KVIST_ASSIGN_OR_RETURN(config.context_tokens,
+                         metadata.Count("context_length", kMaxContextTokens));
   KVIST_ASSIGN_OR_RETURN(config.hidden, metadata.Count("embedding_length", kMaxWidth));
   KVIST_ASSIGN_OR_RETURN(config.feed_forward, metadata.Count("feed_forward_length", kMaxWidth));
   KVIST_ASSIGN_OR_RETURN(config.heads, metadata.Count("attention.head_count", kMaxHeads));
@@ -33,7 +34,8 @@ absl::Status ReadShape(const MetadataReader& metadata, ModelConfig& config) {
   KVIST_RETURN_IF_ERROR(
       CheckMultiple(metadata.Key("attention.head_count"), config.heads, config.kv_heads));
   if (!metadata.Has("attention.key_length")) {
-    KVIST_RETURN_IF_ERROR(CheckMultiple(metadata.Key("embedding_length"), config.hidden, config.heads));
+    KVIST_RETURN_IF_ERROR(
+        CheckMultiple(metadata.Key("embedding_length"), config.hidden, config.heads));
   }
   KVIST_ASSIGN_OR_RETURN(config.head_dim, metadata.CountOr("attention.key_length", kMaxHeadDim,
                                                            config.hidden / config.heads));
@@ -43,7 +45,8 @@ absl::Status ReadShape(const MetadataReader& metadata, ModelConfig& config) {
     return InvalidField(metadata.Key("attention.value_length"),
                         absl::StrCat("is ", value_dim, ", but keys have ", config.head_dim));
   }
-  KVIST_RETURN_IF_ERROR(CheckMultiple(metadata.Key("embedding_length"), config.hidden, kQuantBlock));
+  KVIST_RETURN_IF_ERROR(
+      CheckMultiple(metadata.Key("embedding_length"), config.hidden, kQuantBlock));
   KVIST_RETURN_IF_ERROR(
       CheckMultiple(metadata.Key("feed_forward_length"), config.feed_forward, kQuantBlock));
   KVIST_RETURN_IF_ERROR(CheckMultiple(metadata.Key("attention.key_length"), config.head_dim, 8));
@@ -56,8 +59,9 @@ absl::Status ReadRope(const MetadataReader& metadata, ModelConfig& config) {
   KVIST_ASSIGN_OR_RETURN(const int64_t dimensions,
                          metadata.CountOr("rope.dimension_count", kMaxHeadDim, config.head_dim));
   if (dimensions > config.head_dim || dimensions % 2 != 0) {
-    return InvalidField(metadata.Key("rope.dimension_count"),
-                        absl::StrCat(dimensions, " is odd or more than the head's ", config.head_dim));
+    return InvalidField(
+        metadata.Key("rope.dimension_count"),
+        absl::StrCat(dimensions, " is odd or more than the head's ", config.head_dim));
   }
   config.rope_pairs = dimensions / 2;
   if (metadata.Has("rope.scaling.type")) {
@@ -66,10 +70,12 @@ absl::Status ReadRope(const MetadataReader& metadata, ModelConfig& config) {
     if (type == "linear") {
       KVIST_ASSIGN_OR_RETURN(config.rope.position_scale, metadata.Positive("rope.scaling.factor"));
     } else if (type != "none") {
-      return absl::UnimplementedError(absl::StrCat(key, ": \"", type, "\" is not supported (none, linear)"));
+      return absl::UnimplementedError(
+          absl::StrCat(key, ": \"", type, "\" is not supported (none, linear)"));
     }
   } else {
-    KVIST_ASSIGN_OR_RETURN(config.rope.position_scale, metadata.PositiveOr("rope.scale_linear", 1.0));
+    KVIST_ASSIGN_OR_RETURN(config.rope.position_scale,
+                           metadata.PositiveOr("rope.scale_linear", 1.0));
   }
   config.windowed_rope = config.rope;
   return absl::OkStatus();
@@ -80,7 +86,8 @@ absl::Status ReadVocab(const MetadataReader& metadata, ModelConfig& config) {
   if (embedding == nullptr) return absl::InvalidArgumentError("tensor token_embd.weight: missing");
   config.vocab = embedding->rows();
   if (config.vocab < 1 || config.vocab > kMaxVocab) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor token_embd.weight: ", config.vocab, " rows"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor token_embd.weight: ", config.vocab, " rows"));
   }
   return absl::OkStatus();
 }
@@ -150,9 +157,11 @@ absl::StatusOr<ModelConfig> ReadCommonConfig(const MetadataReader& metadata) {
   KVIST_RETURN_IF_ERROR(ReadShape(metadata, config));
   KVIST_RETURN_IF_ERROR(ReadVocab(metadata, config));
   KVIST_RETURN_IF_ERROR(ReadRope(metadata, config));
-  KVIST_ASSIGN_OR_RETURN(const double epsilon, metadata.Positive("attention.layer_norm_rms_epsilon"));
+  KVIST_ASSIGN_OR_RETURN(const double epsilon,
+                         metadata.Positive("attention.layer_norm_rms_epsilon"));
   config.norm_epsilon = static_cast<float>(epsilon);
-  config.attention_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+  config.attention_scale =
+      static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)));
   config.windowed.assign(static_cast<size_t>(config.layers), false);
   return config;
 }

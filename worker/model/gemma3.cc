@@ -1,5 +1,6 @@
-// Gemma 3, text: embeddings scaled by sqrt(hidden), norms before and after each half of a layer (the file holds 1 + w), q and k
-// normed per head, GELU, and five layers with a window for each one without.
+// Gemma 3, text: embeddings scaled by sqrt(hidden), norms before and after each half of a layer
+// (the file holds 1 + w), q and k normed per head, GELU, and five layers with a window for each one
+// without.
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -9,8 +10,8 @@
 namespace kvist::worker {
 namespace {
 
-constexpr int64_t kDefaultPattern = 6;             // not in the files of 2025: every 6th layer sees everything
-constexpr double kDefaultWindowedBase = 10000.0;   // nor is the rope base of the windowed layers
+constexpr int64_t kDefaultPattern = 6;  // not in the files of 2025: every 6th layer sees everything
+constexpr double kDefaultWindowedBase = 10000.0;  // nor is the rope base of the windowed layers
 constexpr int64_t kLayersOf27B = 62;
 
 // Older files say nothing, later ones the period or a flag per layer.
@@ -24,7 +25,8 @@ absl::Status ReadPattern(const MetadataReader& metadata, ModelConfig& config) {
     return InvalidField(metadata.Key(kSuffix), absl::StrCat("has ", config.windowed.size(),
                                                             " entries for ", layers, " layers"));
   }
-  KVIST_ASSIGN_OR_RETURN(const int64_t period, metadata.CountOr(kSuffix, config.layers, kDefaultPattern));
+  KVIST_ASSIGN_OR_RETURN(const int64_t period,
+                         metadata.CountOr(kSuffix, config.layers, kDefaultPattern));
   for (size_t layer = 0; layer < layers; ++layer) {
     config.windowed[layer] = (static_cast<int64_t>(layer) + 1) % period != 0;
   }
@@ -43,7 +45,8 @@ absl::StatusOr<ModelConfig> ReadConfig(const MetadataReader& metadata) {
   }
   config.activation = Activation::kGeluTanh;
   config.embedding_scale = static_cast<float>(std::sqrt(static_cast<double>(config.hidden)));
-  KVIST_ASSIGN_OR_RETURN(config.window, metadata.Count("attention.sliding_window", config.context_tokens));
+  KVIST_ASSIGN_OR_RETURN(config.window,
+                         metadata.Count("attention.sliding_window", config.context_tokens));
   KVIST_RETURN_IF_ERROR(ReadPattern(metadata, config));
   KVIST_ASSIGN_OR_RETURN(const double base,
                          metadata.PositiveOr("rope.freq_base_swa", kDefaultWindowedBase));
@@ -60,8 +63,10 @@ void ListLayer(const ModelConfig& config, int64_t layer, LayerWeights& to, Tenso
   ListDecoderLayer(config, layer, to, list);
   list.Vector(LayerTensorName(layer, "attn_q_norm.weight"), config.head_dim, to.query_norm);
   list.Vector(LayerTensorName(layer, "attn_k_norm.weight"), config.head_dim, to.key_norm);
-  list.Vector(LayerTensorName(layer, "post_attention_norm.weight"), config.hidden, to.post_attention_norm);
-  list.Vector(LayerTensorName(layer, "post_ffw_norm.weight"), config.hidden, to.post_feed_forward_norm);
+  list.Vector(LayerTensorName(layer, "post_attention_norm.weight"), config.hidden,
+              to.post_attention_norm);
+  list.Vector(LayerTensorName(layer, "post_ffw_norm.weight"), config.hidden,
+              to.post_feed_forward_norm);
 }
 
 }  // namespace

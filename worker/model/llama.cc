@@ -1,8 +1,7 @@
-// Llama 2 and 3, SmolLM2. The file holds q and k permuted so that rotary pairs are neighbours; Llama 3's long-context scaling
-// is the tensor rope_freqs.weight.
-#include "worker/model/registry.h"
-
+// Llama 2 and 3, SmolLM2. The file holds q and k permuted so that rotary pairs are neighbours;
+// Llama 3's long-context scaling is the tensor rope_freqs.weight.
 #include "common/base/status.h"
+#include "worker/model/registry.h"
 
 namespace kvist::worker {
 namespace {

@@ -1,4 +1,5 @@
-// Qwen 3: q and k are normed per head before they turn; head_dim is attention.key_length, not hidden / heads.
+// Qwen 3: q and k are normed per head before they turn; head_dim is attention.key_length, not
+// hidden / heads.
 #include "worker/model/registry.h"
 
 namespace kvist::worker {

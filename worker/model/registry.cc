@@ -26,13 +26,14 @@ absl::StatusOr<const Architecture*> FindArchitecture(const gguf::File& file) {
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const gguf::File& file) {
   KVIST_ASSIGN_OR_RETURN(const Architecture* architecture, FindArchitecture(file));
-  KVIST_ASSIGN_OR_RETURN(ModelConfig config,
-                         architecture->read_config(MetadataReader(file, std::string(architecture->name))));
+  KVIST_ASSIGN_OR_RETURN(ModelConfig config, architecture->read_config(MetadataReader(
+                                                 file, std::string(architecture->name))));
   config.architecture = std::string(architecture->name);
   return config;
 }
 
-void ListDecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights& to, TensorList& list) {
+void ListDecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights& to,
+                      TensorList& list) {
   const auto name = [layer](std::string_view suffix) { return LayerTensorName(layer, suffix); };
   list.Vector(name("attn_norm.weight"), config.hidden, to.attention_norm);
   list.Matrix(name("attn_q.weight"), config.query_cols(), config.hidden, to.query);

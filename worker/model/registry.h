@@ -26,7 +26,8 @@ absl::StatusOr<const Architecture*> FindArchitecture(const gguf::File& file);
 // The config of the model in `file`, by its architecture's row.
 absl::StatusOr<ModelConfig> ReadModelConfig(const gguf::File& file);
 
-// The tensors of the plain decoder layer that every architecture here extends: two norms, q, k, v, o, gate, up, down.
+// The tensors of the plain decoder layer that every architecture here extends: two norms, q, k, v,
+// o, gate, up, down.
 void ListDecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights& to, TensorList& list);
 
 extern const Architecture kLlama;

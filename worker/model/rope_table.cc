@@ -8,18 +8,19 @@
 
 namespace kvist::worker {
 
-absl::StatusOr<RopeTable> RopeTable::Create(const RopeConfig& config, int64_t positions, int64_t pairs,
-                                            const float* factors) {
+absl::StatusOr<RopeTable> RopeTable::Create(const RopeConfig& config, int64_t positions,
+                                            int64_t pairs, const float* factors) {
   RopeTable table;
   table.pairs_ = pairs;
-  KVIST_ASSIGN_OR_RETURN(table.values_, Buffer<float>::Create(2 * positions * pairs, "rope tables"));
+  KVIST_ASSIGN_OR_RETURN(table.values_,
+                         Buffer<float>::Create(2 * positions * pairs, "rope tables"));
   std::vector<double> frequencies;
   for (int64_t i = 0; i < pairs; ++i) {
     const double exponent = -static_cast<double>(i) / static_cast<double>(pairs);
     const double factor = factors == nullptr ? 1.0 : static_cast<double>(factors[i]);
     if (!std::isfinite(factor) || factor <= 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("tensor rope_freqs.weight: value ", i, " is ", factor, ", not a positive number"));
+      return absl::InvalidArgumentError(absl::StrCat("tensor rope_freqs.weight: value ", i, " is ",
+                                                     factor, ", not a positive number"));
     }
     frequencies.push_back(std::pow(config.base, exponent) / (factor * config.position_scale));
   }

@@ -10,15 +10,15 @@
 
 namespace kvist::worker {
 
-// cos and sin of every position's angles, [positions, pairs] each, computed in double and rounded once: the same bits on every
-// machine's kernels. Thread-compatible.
+// cos and sin of every position's angles, [positions, pairs] each, computed in double and rounded
+// once: the same bits on every machine's kernels. Thread-compatible.
 class RopeTable {
  public:
   RopeTable() = default;
-  // `factors`: [pairs] divisors of the frequencies, or nullptr. INVALID_ARGUMENT unless they are positive numbers;
-  // RESOURCE_EXHAUSTED if there is no memory.
-  static absl::StatusOr<RopeTable> Create(const RopeConfig& config, int64_t positions, int64_t pairs,
-                                          const float* factors);
+  // `factors`: [pairs] divisors of the frequencies, or nullptr. INVALID_ARGUMENT unless they are
+  // positive numbers; RESOURCE_EXHAUSTED if there is no memory.
+  static absl::StatusOr<RopeTable> Create(const RopeConfig& config, int64_t positions,
+                                          int64_t pairs, const float* factors);
 
   const float* Cosines(int64_t position) const { return values_.data() + 2 * position * pairs_; }
   const float* Sines(int64_t position) const { return Cosines(position) + pairs_; }

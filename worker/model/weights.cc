@@ -16,7 +16,8 @@ namespace kvist::worker {
 namespace {
 
 constexpr int64_t kAlignmentBytes = 64;
-// A task of packing: some 100 KB of weights, so that a matrix keeps all threads busy and none waits long for the last.
+// A task of packing: some 100 KB of weights, so that a matrix keeps all threads busy and none waits
+// long for the last.
 constexpr int64_t kPanelsPerTask = 4;
 // Between two calls of the progress callback.
 constexpr int64_t kTasksPerReport = 256;
@@ -49,8 +50,8 @@ absl::Status CheckShape(const TensorSpec& spec, const gguf::TensorInfo& tensor) 
   std::vector<int64_t> have = tensor.dims;
   while (have.size() > want.size() && have.back() == 1) have.pop_back();
   if (have == want) return absl::OkStatus();
-  return TensorError(spec.name, absl::StrCat("its shape is [", absl::StrJoin(have, ", "), "], expected [",
-                                             absl::StrJoin(want, ", "), "]"));
+  return TensorError(spec.name, absl::StrCat("its shape is [", absl::StrJoin(have, ", "),
+                                             "], expected [", absl::StrJoin(want, ", "), "]"));
 }
 
 // Every listed tensor is there with its shape, and nothing else is.
@@ -74,7 +75,8 @@ absl::StatusOr<std::vector<Placement>> PlaceTensors(const gguf::File& file, cons
     placements.push_back(placement);
   }
   for (const gguf::TensorInfo& tensor : file.tensors()) {
-    if (!known.contains(tensor.name)) return TensorError(tensor.name, "not known to this architecture");
+    if (!known.contains(tensor.name))
+      return TensorError(tensor.name, "not known to this architecture");
   }
   return placements;
 }
@@ -86,18 +88,21 @@ void PackTask(const Placement& placement, int64_t first, int64_t last, std::span
   if (placement.packed_type == tensor.type) {
     return PackPanels(tensor.type, spec.rows, spec.cols, tensor.data, first, last, out);
   }
-  // Panels are independent, so these rows alone are a matrix whose packed bytes are a part of the whole's.
+  // Panels are independent, so these rows alone are a matrix whose packed bytes are a part of the
+  // whole's.
   const int64_t first_row = first * kPanelRows;
   const int64_t rows = std::min(last * kPanelRows, spec.rows) - first_row;
   const int64_t row_bytes = static_cast<int64_t>(tensor.data.size()) / spec.rows;
   std::vector<float> values(static_cast<size_t>(rows * spec.cols));
   Dequantize(tensor.type,
-             tensor.data.subspan(static_cast<size_t>(first_row * row_bytes), static_cast<size_t>(rows * row_bytes)),
+             tensor.data.subspan(static_cast<size_t>(first_row * row_bytes),
+                                 static_cast<size_t>(rows * row_bytes)),
              values);
   const size_t panel_bytes = static_cast<size_t>(placement.bytes / CeilDiv(spec.rows, kPanelRows));
-  PackPanels(placement.packed_type, rows, spec.cols, std::as_bytes(std::span<const float>(values)), 0,
-             last - first,
-             out.subspan(static_cast<size_t>(first) * panel_bytes, static_cast<size_t>(last - first) * panel_bytes));
+  PackPanels(placement.packed_type, rows, spec.cols, std::as_bytes(std::span<const float>(values)),
+             0, last - first,
+             out.subspan(static_cast<size_t>(first) * panel_bytes,
+                         static_cast<size_t>(last - first) * panel_bytes));
 }
 
 void FillMatrix(const Placement& placement, std::byte* at, ParallelFor parallel_for,
@@ -129,21 +134,24 @@ void FillVector(const Placement& placement, std::byte* at) {
 }
 
 // Which tensors the model has. Tied: the file has no output matrix, the embedding serves.
-TensorList ListTensors(const Architecture& architecture, const ModelConfig& config, bool tied, Weights& to) {
+TensorList ListTensors(const Architecture& architecture, const ModelConfig& config, bool tied,
+                       Weights& to) {
   TensorList list;
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     architecture.list_layer(config, layer, to.layers[static_cast<size_t>(layer)], list);
   }
   list.Vector("output_norm.weight", config.hidden, to.output_norm);
-  list.Matrix(std::string(tied ? kEmbeddingName : kOutputName), config.vocab, config.hidden, to.output);
+  list.Matrix(std::string(tied ? kEmbeddingName : kOutputName), config.vocab, config.hidden,
+              to.output);
   list.OptionalVector("rope_freqs.weight", config.rope_pairs, to.rope_factors);
   return list;
 }
 
 absl::Status CheckEmbedding(const gguf::TensorInfo& tensor, const ModelConfig& config) {
   PackedMatrix unused;
-  return CheckShape({.name = tensor.name, .rows = config.vocab, .cols = config.hidden, .matrix = &unused},
-                    tensor);
+  return CheckShape(
+      {.name = tensor.name, .rows = config.vocab, .cols = config.hidden, .matrix = &unused},
+      tensor);
 }
 
 }  // namespace
@@ -169,8 +177,10 @@ std::string LayerTensorName(int64_t layer, std::string_view suffix) {
   return absl::StrCat("blk.", layer, ".", ToAbsl(suffix));
 }
 
-absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file, const ModelConfig& config,
-                                                     ParallelFor parallel_for, const LoadOptions& options) {
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
+                                                     const ModelConfig& config,
+                                                     ParallelFor parallel_for,
+                                                     const LoadOptions& options) {
   KVIST_ASSIGN_OR_RETURN(const Architecture* architecture, FindArchitecture(file));
   const gguf::TensorInfo* embedding = file.FindTensor(kEmbeddingName);
   if (embedding == nullptr) return TensorError(std::string(kEmbeddingName), "missing");
@@ -179,7 +189,8 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file, con
   weights->layers.resize(static_cast<size_t>(config.layers));
   const bool tied = file.FindTensor(kOutputName) == nullptr;
   const TensorList list = ListTensors(*architecture, config, tied, *weights);
-  KVIST_ASSIGN_OR_RETURN(const std::vector<Placement> placements, PlaceTensors(file, list, options.mode));
+  KVIST_ASSIGN_OR_RETURN(const std::vector<Placement> placements,
+                         PlaceTensors(file, list, options.mode));
 
   const int64_t packed_bytes =
       placements.back().offset + RoundUp(placements.back().bytes, kAlignmentBytes);
@@ -187,7 +198,8 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file, con
   KVIST_ASSIGN_OR_RETURN(weights->arena, Arena::Create(packed_bytes + embedding_bytes, "weights"));
 
   int64_t file_bytes = 0;
-  for (const gguf::TensorInfo& tensor : file.tensors()) file_bytes += static_cast<int64_t>(tensor.data.size());
+  for (const gguf::TensorInfo& tensor : file.tensors())
+    file_bytes += static_cast<int64_t>(tensor.data.size());
   int64_t done_bytes = 0;
   const auto report = [&](const gguf::TensorInfo& tensor, double part) {
     const int64_t of_tensor = static_cast<int64_t>(part * static_cast<double>(tensor.data.size()));
@@ -196,7 +208,8 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file, con
   for (const Placement& placement : placements) {
     std::byte* at = weights->arena.data() + placement.offset;
     if (placement.spec->matrix != nullptr) {
-      FillMatrix(placement, at, parallel_for, [&](double part) { report(*placement.tensor, part); });
+      FillMatrix(placement, at, parallel_for,
+                 [&](double part) { report(*placement.tensor, part); });
     } else {
       FillVector(placement, at);
     }

@@ -1,4 +1,5 @@
-// The weights of a model as the CPU kernels read them, and the list of tensors by which they are found in a file.
+// The weights of a model as the CPU kernels read them, and the list of tensors by which they are
+// found in a file.
 #ifndef KVIST_WORKER_MODEL_WEIGHTS_H_
 #define KVIST_WORKER_MODEL_WEIGHTS_H_
 
@@ -42,11 +43,12 @@ struct LayerWeights {
   const float* post_feed_forward_norm = nullptr;  // [hidden]
 };
 
-// Token embeddings: [vocab, hidden], dequantised a row at a time. Where the output matrix is the same tensor, rows are read out of
-// its packed panels: kept as stored beside them they would count twice in memory (Gemma 3 270M: 180 of 250 MB), and a
-// row's gather from a panel costs less than a microsecond. Otherwise the rows are kept as stored.
+// Token embeddings: [vocab, hidden], dequantised a row at a time. Where the output matrix is the
+// same tensor, rows are read out of its packed panels: kept as stored beside them they would count
+// twice in memory (Gemma 3 270M: 180 of 250 MB), and a row's gather from a panel costs less than a
+// microsecond. Otherwise the rows are kept as stored.
 struct Embedding {
-  PackedMatrix packed;                          // data != nullptr: read from here
+  PackedMatrix packed;  // data != nullptr: read from here
   gguf::TensorType type = gguf::TensorType::kF32;
   int64_t row_bytes = 0;
   const std::byte* rows = nullptr;
@@ -63,7 +65,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
   const float* output_norm = nullptr;   // [hidden]
   const float* rope_factors = nullptr;  // [rope_pairs] or nullptr
-  PackedMatrix output;                  // [vocab, hidden]; of the embedding where the file has no output.weight
+  PackedMatrix output;  // [vocab, hidden]; of the embedding where the file has no output.weight
 
   int64_t parameters = 0;
   int64_t step_bytes = 0;  // read by each decode step: everything but the embedding's rows
@@ -95,7 +97,8 @@ class TensorList {
 // "blk.<layer>.<suffix>"
 std::string LayerTensorName(int64_t layer, std::string_view suffix);
 
-// Runs body(i) for all i in [0, count), in any order, on the caller's threads; returns when all are done.
+// Runs body(i) for all i in [0, count), in any order, on the caller's threads; returns when all are
+// done.
 using ParallelFor = absl::FunctionRef<void(int64_t count, absl::FunctionRef<void(int64_t)> body)>;
 
 struct LoadOptions {
@@ -104,11 +107,13 @@ struct LoadOptions {
   std::function<void(int64_t, int64_t)> progress;
 };
 
-// Loads the model of `file`: every tensor that its architecture lists must be there with the listed shape, and no other may.
-// Packs on the threads of `parallel_for`. `file` may be closed afterwards. INVALID_ARGUMENT naming the tensor;
-// RESOURCE_EXHAUSTED if there is no memory.
-absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file, const ModelConfig& config,
-                                                     ParallelFor parallel_for, const LoadOptions& options);
+// Loads the model of `file`: every tensor that its architecture lists must be there with the listed
+// shape, and no other may. Packs on the threads of `parallel_for`. `file` may be closed afterwards.
+// INVALID_ARGUMENT naming the tensor; RESOURCE_EXHAUSTED if there is no memory.
+absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
+                                                     const ModelConfig& config,
+                                                     ParallelFor parallel_for,
+                                                     const LoadOptions& options);
 
 }  // namespace kvist::worker
 

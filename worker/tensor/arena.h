@@ -12,9 +12,10 @@
 
 namespace kvist::worker {
 
-// Zero-filled anonymous memory. From 2 MB on it begins at a multiple of 2 MB and asks for huge pages: a decode step
-// walks over all of it, and with 4 KB pages the TLB misses cost a few per cent. Pages are taken from the system when
-// first touched. Move-only; owns the mapping. Thread-compatible.
+// Zero-filled anonymous memory. From 2 MB on it begins at a multiple of 2 MB and asks for huge
+// pages: a decode step walks over all of it, and with 4 KB pages the TLB misses cost a few per
+// cent. Pages are taken from the system when first touched. Move-only; owns the mapping.
+// Thread-compatible.
 class Arena {
  public:
   Arena() = default;
