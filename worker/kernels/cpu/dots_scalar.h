@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/gguf/tensor_type.h"
 #include "worker/kernels/cpu/product_types.h"
 #include "worker/kernels/cpu/vec16_scalar.h"
 
