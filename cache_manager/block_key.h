@@ -1,5 +1,5 @@
-// Names of full blocks, alike in every process: a block's key is a cryptographic hash over its tokens and all tokens
-// before it, under a root that separates what must never be mixed.
+// Names of full blocks, alike in every process: a block's key is a cryptographic hash over its
+// tokens and all tokens before it, under a root that separates what must never be mixed.
 #ifndef KVIST_CACHE_MANAGER_BLOCK_KEY_H_
 #define KVIST_CACHE_MANAGER_BLOCK_KEY_H_
 
@@ -35,10 +35,12 @@ struct BlockKey {
   std::string Hex() const;
 };
 
-// What separates caches that must never share a block. Layer group and KV format are not in it: each pool has its own map.
+// What separates caches that must never share a block. Layer group and KV format are not in it:
+// each pool has its own map.
 struct KeyScope {
   std::string model_fingerprint;
-  std::string attention;   // canonical text of the attention semantics: "full", "window=512,sinks=4", rope overrides
+  // Canonical text of the attention semantics: "full", "window=512,sinks=4", rope overrides.
+  std::string attention;
   int32_t block_tokens = 16;
   std::string tenant_salt;  // HMAC-SHA-256(cluster secret, tenant id); never from a request
 };

@@ -1,24 +1,28 @@
-// One worker's blocks of one kind (a layer group in a KV format): who references them, which are named, which can be
-// taken. Holds no KV data: the backend's arena does, under the same indices.
+// One worker's blocks of one kind (a layer group in a KV format): who references them, which are
+// named, which can be taken. Holds no KV data: the backend's arena does, under the same indices.
 #ifndef KVIST_CACHE_MANAGER_BLOCK_POOL_H_
 #define KVIST_CACHE_MANAGER_BLOCK_POOL_H_
 
+#include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cache_manager/block_index.h"
 #include "cache_manager/block_key.h"
 #include "cache_manager/events.h"
+#include "cache_manager/eviction/lru.h"
+#include "cache_manager/eviction/policy.h"
 
 namespace kvist::cache_manager {
 
 class BlockPool;
 class EventLog;
 
-using BlockIndex = int32_t;
-
-// A counted reference to one block of a pool; gives it back when it goes. Move-only. Empty by default.
-// REQUIRES: the pool outlives it. Single-threaded, as its pool.
+// A counted reference to one block of a pool; gives it back when it goes. Move-only. Empty by
+// default. REQUIRES: the pool outlives it. Single-threaded, as its pool.
 class BlockRef {
  public:
   BlockRef() = default;
@@ -39,7 +43,8 @@ class BlockRef {
   BlockIndex index_ = -1;
 };
 
-// Blocks promised to one sequence; Allocate takes from it first. Gives the rest back when it goes. Move-only.
+// Blocks promised to one sequence; Allocate takes from it first. Gives the rest back when it goes.
+// Move-only. REQUIRES: the pool outlives it. Single-threaded, as its pool.
 class Reservation {
  public:
   Reservation() = default;
@@ -50,22 +55,40 @@ class Reservation {
 
  private:
   friend class BlockPool;
+  Reservation(BlockPool* pool, int32_t blocks) : pool_(pool), remaining_(blocks) {}
   BlockPool* pool_ = nullptr;
   int32_t remaining_ = 0;
 };
 
-// Counts by state; they add up to `total`. `reserved` are unreferenced blocks promised to sequences.
+// free: nobody's. reserved: promised to a sequence. active: referenced. cached: unreferenced and
+// findable. moving: unreferenced and being copied to another tier or worker (nothing does that
+// yet).
+enum class BlockState : uint8_t { kFree, kReserved, kActive, kCached, kMoving };
+inline constexpr size_t kNumBlockStates = 5;
+
+// Counts by state; they add up to `total`. `reserved` are unreferenced blocks promised to
+// sequences.
 struct PoolCounts {
   int32_t total = 0, free = 0, reserved = 0, active = 0, cached = 0, moving = 0;
 };
 
 // A cached block whose first tokens agree with what a sequence needs next.
 struct PartialMatch {
-  BlockRef block;              // referenced, so that it stays until it was copied; empty if nothing matched
+  BlockRef block;              // stays until it was copied; empty if nothing matched
   int32_t matched_tokens = 0;  // leading tokens that agree
 };
 
-// Single-threaded. Invariants: block_pool.cc.
+// What the pool knows about one block. The keys are empty where there is none.
+struct BlockFacts {
+  BlockState state = BlockState::kFree;
+  int32_t references = 0;
+  BlockKey key;            // empty: not named
+  BlockKey parent;         // of named and of kept partial blocks
+  int32_t num_tokens = 0;  // findable tokens: block_tokens if named, fewer if kept partial, else 0
+};
+
+// Owns the states of its blocks; takes all memory at construction. Every method is O(log blocks)
+// unless it says otherwise. Single-threaded. Invariants: block_pool.cc.
 class BlockPool {
  public:
   struct Options {
@@ -74,44 +97,62 @@ class BlockPool {
     int32_t block_tokens = 16;
     // Reservations take at most this share of the pool.
     double max_reserved_share = 0.5;
-    // Full-attention groups: a block is of use only with all its ancestors, so victims are leaves. Windowed groups: false.
+    // Full-attention groups: a block is of use only with all its ancestors, so victims are leaves
+    // (while there is an unreferenced one). Windowed groups: false.
     bool evict_leaves_only = true;
+    EvictionPolicyFactory make_policy = &MakeLruPolicy;
   };
 
   // Keeps a pointer to `log`, which gets every event and must outlive the pool.
+  // REQUIRES: num_blocks > 0, block_tokens > 0, max_reserved_share in [0, 1], the log has digests
+  // for `id`.
   BlockPool(const Options& options, EventLog* log);
+  // REQUIRES: every BlockRef and Reservation is gone.
   ~BlockPool();
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
 
-  // An unshared, unnamed block to write: from `reservation` if given and not used up, else a free one, else by evicting a
-  // cached one. RESOURCE_EXHAUSTED if every block is referenced or promised.
+  // An unshared, unnamed block to write: from `reservation` if given and not used up, else a free
+  // one, else by evicting a cached one. RESOURCE_EXHAUSTED if every block is referenced or
+  // promised.
   absl::StatusOr<BlockRef> Allocate(Reservation* reservation = nullptr);
   // Blocks that Allocate could hand out now without a reservation.
   int32_t Available() const;
-  // Promises `blocks`. RESOURCE_EXHAUSTED if they are not there or reservations would pass their share.
+  // Sets `blocks` aside at once, evicting cached ones if need be: a promise to evict later could be
+  // broken by hits. RESOURCE_EXHAUSTED (and nothing is evicted) if they are not there or
+  // reservations would pass their share. REQUIRES: blocks >= 0.
   absl::StatusOr<Reservation> Reserve(int32_t blocks);
 
-  // Names a full block. If the key exists already, gives `block` back and returns a reference to the existing one
-  // (adopt it); else returns `block`. REQUIRES: tokens.size() == block_tokens; `block` unshared and unnamed.
+  // Names a full block. If the key exists already, gives `block` back and returns a reference to
+  // the existing one (adopt it); else returns `block`. Kept partial blocks that it covers go, if
+  // unreferenced. REQUIRES: tokens.size() == block_tokens; `block` unshared and unnamed; neither
+  // key empty.
   BlockRef Commit(BlockRef block, const BlockKey& parent, const BlockKey& key,
                   std::span<const int32_t> tokens);
-  // Keeps a last, partial block findable by FindPartial once it is no longer referenced (instead of freeing it).
-  // It has no key, is never shared, and is evicted like a leaf. REQUIRES: 0 < tokens.size() < block_tokens; unshared.
+  // Keeps a last, partial block findable by FindPartial (instead of freeing it). It has no key,
+  // only copies of it are ever written, and it is evicted like a leaf. If another child of `parent`
+  // has these tokens already, the block is freed; unreferenced partial blocks that it covers go.
+  // REQUIRES: 0 < tokens.size() < block_tokens; `block` unshared and unnamed.
   void KeepPartial(BlockRef block, const BlockKey& parent, std::span<const int32_t> tokens);
 
   // A reference to the block of that name, or empty. Counts as a use.
   BlockRef Find(const BlockKey& key);
   bool Contains(const BlockKey& key) const;
-  // The child of `parent` (named or kept partial) that agrees with most of the leading `tokens`; ties: lowest index.
+  // The child of `parent` (named or kept partial) that agrees with most of the leading `tokens`;
+  // ties: lowest index. Looks at the newest kMaxChildrenLookedAt children. Counts as a use.
   PartialMatch FindPartial(const BlockKey& parent, std::span<const int32_t> tokens);
 
-  // Evicts the named block if it is unreferenced (and, where leaves only, childless). Returns whether it did.
+  // Evicts the named block if it is unreferenced (and, where leaves only, childless). Returns
+  // whether it did.
   bool Evict(const BlockKey& key, EvictionCause cause);
   // Evicts up to `blocks` unreferenced ones in the policy's order; returns how many.
   int32_t EvictSome(int32_t blocks, EvictionCause cause);
 
   PoolCounts Counts() const;
+  // Evictions by EvictionCause since construction, partial blocks included.
+  const std::array<uint64_t, kNumEvictionCauses>& evictions() const;
+  // REQUIRES: 0 <= block < num_blocks.
+  BlockFacts Facts(BlockIndex block) const;
   const Options& options() const;
   // INTERNAL with a description of the first violated invariant (block_pool.cc). O(blocks).
   absl::Status CheckInvariants() const;
@@ -120,7 +161,10 @@ class BlockPool {
   friend class BlockRef;
   friend class Reservation;
   struct State;
-  State* state_;
+  void Reference(BlockIndex block);
+  void Unreference(BlockIndex block);
+  void Unreserve(int32_t blocks);
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace kvist::cache_manager

@@ -1,9 +1,10 @@
-// What happened to a worker's blocks, as plain values: the only thing that the mirror is built from.
+// What happened to a worker's blocks, as plain values: the only thing that the mirror is built
+// from.
 #ifndef KVIST_CACHE_MANAGER_EVENTS_H_
 #define KVIST_CACHE_MANAGER_EVENTS_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
@@ -17,12 +18,16 @@ enum class Tier : uint8_t { kDevice, kHost, kDisk };
 enum class EvictionCause : uint8_t {
   kCapacity, kQuota, kRetentionEnded, kClosed, kDrained, kCommand
 };
+inline constexpr size_t kNumTiers = 3;
+inline constexpr size_t kNumEvictionCauses = 6;
+inline constexpr size_t kNumSessionPhases = 5;
 enum class SessionPhase : uint8_t { kActive, kWaiting, kPaused, kIdle, kClosed };
 std::string_view TierName(Tier tier);
 std::string_view EvictionCauseName(EvictionCause cause);
 std::string_view SessionPhaseName(SessionPhase phase);
 
-// One pool of one worker: a layer group in a KV format. Index into the worker's list of pools (Hello carries it).
+// One pool of one worker: a layer group in a KV format. Index into the worker's list of pools
+// (Hello carries it).
 using PoolIndex = uint16_t;
 
 // A full block got its name. `parent` is the scope's root for a first block.
@@ -39,8 +44,9 @@ struct BlockEvicted {
   Tier tier = Tier::kDevice;
   EvictionCause cause = EvictionCause::kCapacity;
 };
-// The session's chain in `pool` from block index `first_block` on is now `keys` (what was beyond is cut).
-// A session keeps its chain when its turn ends: whether the blocks are still there is told by stored and evicted.
+// The session's chain in `pool` from block index `first_block` on is now `keys` (what was beyond is
+// cut). A session keeps its chain when its turn ends: whether the blocks are still there is told by
+// stored and evicted.
 struct SessionHolds {
   SessionId session;
   TenantId tenant;
@@ -52,7 +58,8 @@ struct SessionHolds {
 struct SessionReleased {
   SessionId session;
 };
-// Blocks of the session that have no name now: partial last blocks and reservations. Absolute counts.
+// Blocks of the session that have no name now: partial last blocks and reservations. Absolute
+// counts.
 struct SessionUnnamed {
   SessionId session;
   PoolIndex pool = 0;

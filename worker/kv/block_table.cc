@@ -1,0 +1,264 @@
+// Invariants of SequenceBlocks:
+//   1. every group's table has the same length, and covers at least the stored tokens
+//   2. table[b] is the index of refs[b], or -1 where refs[b] is empty
+//   3. a full group holds every block; a windowed one every block from its first needed one on
+//   4. named blocks are full, stored ones: named <= stored / block_tokens; a scratch sequence names none
+//   5. keys are known for all named blocks
+#include "worker/kv/block_table.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "common/base/check.h"
+#include "common/base/int_math.h"
+
+namespace kvist::worker {
+
+using cache_manager::BlockKey;
+using cache_manager::BlockRef;
+using cache_manager::PartialMatch;
+
+KvCache::KvCache(KvFormat format, std::vector<CacheGroup> groups, CopyBlock copy_block)
+    : format_(format), groups_(std::move(groups)), copy_block_(std::move(copy_block)) {
+  KVIST_CHECK(!groups_.empty());
+  block_tokens_ = groups_[0].pool->options().block_tokens;
+  for (const CacheGroup& group : groups_) {
+    KVIST_CHECK(group.pool->options().block_tokens == block_tokens_);
+  }
+}
+
+int64_t KvCache::FirstNeeded(const CacheGroup& group, int64_t stored) const {
+  if (group.window == 0 || stored <= group.window) return 0;
+  return (stored - group.window) / block_tokens_;
+}
+
+int64_t KvCache::MostHeld(const CacheGroup& group) const {
+  if (group.window == 0) return std::numeric_limits<int64_t>::max();
+  // The window and one token more, starting anywhere inside a block.
+  return CeilDiv<int64_t>(group.window + 1, block_tokens_) + 1;
+}
+
+int64_t KvCache::CapacityTokens() const {
+  int64_t capacity = std::numeric_limits<int64_t>::max();
+  for (const CacheGroup& group : groups_) {
+    const int64_t blocks = group.pool->options().num_blocks;
+    if (blocks < MostHeld(group)) capacity = std::min(capacity, blocks * block_tokens_);
+  }
+  return capacity;
+}
+
+SequenceBlocks::SequenceBlocks(KvCache* cache, const BlockKey& root, Sharing sharing,
+                               int64_t max_tokens)
+    : cache_(cache), root_(root), sharing_(sharing), groups_(cache->groups_.size()) {
+  const size_t blocks = static_cast<size_t>(CeilDiv<int64_t>(max_tokens, cache->block_tokens_));
+  for (Group& group : groups_) {
+    group.refs.reserve(blocks);
+    group.table.reserve(blocks);
+  }
+  if (sharing_ == Sharing::kShared) keys_.reserve(blocks);
+}
+
+void SequenceBlocks::ComputeKeys(std::span<const int32_t> tokens, int64_t blocks) {
+  const size_t block_tokens = static_cast<size_t>(cache_->block_tokens_);
+  for (size_t b = keys_.size(); b < static_cast<size_t>(blocks); ++b) {
+    keys_.push_back(cache_manager::ChildKey(ParentOf(static_cast<int64_t>(b)),
+                                            tokens.subspan(b * block_tokens, block_tokens)));
+  }
+}
+
+const BlockKey& SequenceBlocks::ParentOf(int64_t block) const {
+  return block == 0 ? root_ : keys_[static_cast<size_t>(block - 1)];
+}
+
+void SequenceBlocks::Append(size_t group, BlockRef ref) {
+  groups_[group].table.push_back(ref.empty() ? -1 : ref.index());
+  groups_[group].refs.push_back(std::move(ref));
+}
+
+// The most leading blocks, of the first `blocks`, that all groups can take.
+int64_t SequenceBlocks::LongestMatch(int64_t blocks) const {
+  auto present = [this](const CacheGroup& group, int64_t block) {
+    return group.pool->Contains(keys_[static_cast<size_t>(block)]);
+  };
+  int64_t longest = blocks;
+  for (const CacheGroup& group : cache_->groups_) {
+    if (group.window > 0) continue;
+    int64_t found = 0;
+    while (found < longest && present(group, found)) ++found;
+    longest = found;
+  }
+  // Windowed groups: shorten until every one has the last window. A block that is missing in a group rules out all
+  // lengths whose window holds it, down to those that end before it.
+  for (bool changed = true; changed && longest > 0;) {
+    changed = false;
+    for (const CacheGroup& group : cache_->groups_) {
+      if (group.window == 0) continue;
+      const int64_t first = cache_->FirstNeeded(group, longest * cache_->block_tokens_);
+      int64_t block = longest - 1;
+      while (block >= first && present(group, block)) --block;
+      if (block < first) continue;
+      longest = block;
+      changed = true;
+    }
+  }
+  return longest;
+}
+
+int64_t SequenceBlocks::MatchBlocks(std::span<const int32_t> tokens, int64_t limit) {
+  KVIST_CHECK(stored_ == 0 && groups_[0].table.empty());
+  if (sharing_ == Sharing::kScratch) return 0;
+  const int64_t blocks = limit / cache_->block_tokens_;
+  ComputeKeys(tokens, blocks);
+  const int64_t longest = LongestMatch(blocks);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const CacheGroup& group = cache_->groups_[g];
+    groups_[g].first_held = cache_->FirstNeeded(group, longest * cache_->block_tokens_);
+    for (int64_t b = 0; b < longest; ++b) {
+      const bool needed = b >= groups_[g].first_held;
+      Append(g, needed ? group.pool->Find(keys_[static_cast<size_t>(b)]) : BlockRef());
+    }
+  }
+  named_ = longest;
+  stored_ = longest * cache_->block_tokens_;
+  return stored_;
+}
+
+int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t limit) {
+  if (sharing_ == Sharing::kScratch || limit <= stored_) return 0;
+  const int64_t most = std::min<int64_t>(limit - stored_, cache_->block_tokens_ - 1);
+  const auto next = tokens.subspan(static_cast<size_t>(stored_), static_cast<size_t>(most));
+  int64_t matched = most;
+  std::vector<PartialMatch> matches;
+  std::vector<BlockRef> copies;
+  for (const CacheGroup& group : cache_->groups_) {
+    matches.push_back(group.pool->FindPartial(ParentOf(named_), next));
+    matched = std::min<int64_t>(matched, matches.back().matched_tokens);
+    if (matched <= 0) return 0;
+    absl::StatusOr<BlockRef> copy = group.pool->Allocate();
+    if (!copy.ok()) return 0;
+    copies.push_back(std::move(copy).value());
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    cache_->copy_block_(cache_->groups_[g].backend_pool, matches[g].block.index(),
+                        copies[g].index());
+    Append(g, std::move(copies[g]));
+  }
+  stored_ += matched;
+  return matched;
+}
+
+bool SequenceBlocks::Fits(int64_t total, int64_t spare) const {
+  const int64_t blocks = CeilDiv<int64_t>(total, cache_->block_tokens_);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const CacheGroup& group = cache_->groups_[g];
+    const int64_t length = static_cast<int64_t>(groups_[g].table.size());
+    const int64_t held = length - groups_[g].first_held;
+    const int64_t most_more = std::max<int64_t>(0, cache_->MostHeld(group) - held);
+    if (std::min(blocks - length, most_more) + spare > group.pool->Available()) return false;
+  }
+  return true;
+}
+
+int64_t SequenceBlocks::GrowTo(int64_t total) {
+  const int64_t length = static_cast<int64_t>(groups_[0].table.size());
+  int64_t blocks = CeilDiv<int64_t>(total, cache_->block_tokens_);
+  for (const CacheGroup& group : cache_->groups_) {
+    blocks = std::min(blocks, length + group.pool->Available());
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (int64_t b = length; b < blocks; ++b) {
+      absl::StatusOr<BlockRef> ref = cache_->groups_[g].pool->Allocate();
+      KVIST_CHECK(ref.ok(), "a pool had fewer blocks than it said");
+      Append(g, std::move(ref).value());
+    }
+  }
+  return std::min<int64_t>(total, std::max(length, blocks) * cache_->block_tokens_);
+}
+
+void SequenceBlocks::MarkWritten(std::span<const int32_t> tokens, int64_t total) {
+  const size_t block_tokens = static_cast<size_t>(cache_->block_tokens_);
+  KVIST_CHECK(total >= stored_ && static_cast<size_t>(total) <= tokens.size());
+  KVIST_CHECK(static_cast<size_t>(total) <= groups_[0].table.size() * block_tokens);
+  stored_ = total;
+  if (sharing_ == Sharing::kShared) {
+    const int64_t full = total / cache_->block_tokens_;
+    ComputeKeys(tokens, full);
+    for (; named_ < full; ++named_) {
+      const size_t b = static_cast<size_t>(named_);
+      for (size_t g = 0; g < groups_.size(); ++g) {
+        BlockRef& ref = groups_[g].refs[b];
+        ref = cache_->groups_[g].pool->Commit(std::move(ref), ParentOf(named_), keys_[b],
+                                              tokens.subspan(b * block_tokens, block_tokens));
+        groups_[g].table[b] = ref.index();
+      }
+    }
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    const int64_t first = cache_->FirstNeeded(cache_->groups_[g], total);
+    for (; group.first_held < first; ++group.first_held) {
+      group.refs[static_cast<size_t>(group.first_held)].Reset();
+      group.table[static_cast<size_t>(group.first_held)] = -1;
+    }
+  }
+}
+
+void SequenceBlocks::Release(std::span<const int32_t> tokens) {
+  const int64_t partial = stored_ % cache_->block_tokens_;
+  if (sharing_ == Sharing::kShared && partial > 0) {
+    const size_t last = static_cast<size_t>(named_);
+    const auto written = tokens.subspan(last * static_cast<size_t>(cache_->block_tokens_),
+                                        static_cast<size_t>(partial));
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      cache_->groups_[g].pool->KeepPartial(std::move(groups_[g].refs[last]), ParentOf(named_),
+                                           written);
+    }
+  }
+  Discard();
+}
+
+void SequenceBlocks::Discard() {
+  for (Group& group : groups_) {
+    // From the last to the first, so that the pool sees the tail as the older use: it is evicted first.
+    while (!group.refs.empty()) group.refs.pop_back();
+    group.table.clear();
+    group.first_held = 0;
+  }
+  named_ = 0;
+  stored_ = 0;
+}
+
+absl::Status SequenceBlocks::CheckInvariants() const {
+  const int64_t block_tokens = cache_->block_tokens_;
+  const size_t length = groups_[0].table.size();
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Group& group = groups_[g];
+    if (group.table.size() != length || group.refs.size() != length) {
+      return absl::InternalError("blocks 1: lengths of tables");
+    }
+    for (size_t b = 0; b < length; ++b) {
+      const BlockRef& ref = group.refs[b];
+      if (group.table[b] != (ref.empty() ? -1 : ref.index())) {
+        return absl::InternalError("blocks 2: table and references");
+      }
+      if (ref.empty() != (static_cast<int64_t>(b) < group.first_held)) {
+        return absl::InternalError("blocks 3: held blocks");
+      }
+    }
+    if (group.first_held > cache_->FirstNeeded(cache_->groups_[g], stored_)) {
+      return absl::InternalError("blocks 3: a needed block was given up");
+    }
+  }
+  if (static_cast<int64_t>(length) * block_tokens < stored_) {
+    return absl::InternalError("blocks 1: stored tokens without blocks");
+  }
+  if (named_ != (sharing_ == Sharing::kShared ? stored_ / block_tokens : 0)) {
+    return absl::InternalError("blocks 4: named blocks");
+  }
+  if (static_cast<int64_t>(keys_.size()) < named_) return absl::InternalError("blocks 5: keys");
+  return absl::OkStatus();
+}
+
+}  // namespace kvist::worker

@@ -1,0 +1,89 @@
+// Decides what each step runs: continuous batching with chunked prefill under a token budget, and who gives way when blocks
+// run out.
+#ifndef KVIST_WORKER_SCHEDULER_SCHEDULER_H_
+#define KVIST_WORKER_SCHEDULER_SCHEDULER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "worker/scheduler/sequence.h"
+
+namespace kvist::worker {
+
+// The mechanism behind the decisions: the engine's block tables, or a test's book-keeping.
+class BlockLedger {
+ public:
+  virtual ~BlockLedger() = default;
+  // Takes what the prefix cache has of a waiting sequence and sets its stored_tokens. False, and nothing is held, if the pools
+  // cannot hold all its known tokens now with `spare_blocks` left in each. REQUIRES: nothing is held.
+  virtual bool Admit(Sequence& sequence, int64_t spare_blocks) = 0;
+  // Takes blocks for up to `tokens` beyond the stored ones. Returns how many of them have blocks now.
+  virtual int64_t Grow(Sequence& sequence, int64_t tokens) = 0;
+  // Gives back all blocks of the sequence (those that are named stay cached) and sets its stored_tokens to 0.
+  virtual void Preempt(Sequence& sequence) = 0;
+};
+
+struct ScheduledChunk {
+  Sequence* sequence = nullptr;
+  int64_t first_position = 0;  // stored_tokens before the step
+  int64_t tokens = 0;
+  // The chunk ends with the newest token: its logits are wanted.
+  bool completes = false;
+};
+
+struct Plan {
+  std::vector<ScheduledChunk> chunks;
+  int64_t total_tokens = 0;
+  int64_t preemptions = 0;
+};
+
+// A pure decision over the sequences it was given: no clock, no randomness, no KV. Order of service is priority, then arrival.
+//   1. Decodes first, one token each.
+//   2. The rest of the budget goes to prefill chunks and to admissions, in the order of service. Who is first in the queue and does not fit
+//      holds up those behind, so nobody starves by being passed over.
+//   3. Who needs a block when there is none takes it from the last in the order of service, never from one before itself: the first
+//      always moves on, so every sequence ends. Without one behind it, it pauses and keeps its blocks.
+// Keeps pointers to the sequences between Add and Remove. Single-threaded.
+class Scheduler {
+ public:
+  struct Options {
+    int32_t max_running_sequences = 64;
+    int64_t max_step_tokens = 256;  // REQUIRES: at least max_running_sequences, so that every decode fits
+  };
+
+  // REQUIRES: ledger outlives the scheduler.
+  Scheduler(const Options& options, BlockLedger* ledger);
+
+  // Adds a waiting sequence. REQUIRES: alone in the pools it fits; arrival is unique.
+  void Add(Sequence* sequence);
+  // Forgets a sequence and marks it finished; its blocks are the caller's to give back.
+  void Remove(Sequence* sequence);
+  // Fills `plan` and moves sequences between waiting and running. The caller runs the plan, then advances stored_tokens,
+  // known_tokens and state of the planned sequences.
+  void Schedule(Plan* plan);
+
+  // In order of service.
+  const std::vector<Sequence*>& running() const { return running_; }
+  const std::vector<Sequence*>& waiting() const { return waiting_; }
+
+ private:
+  void ScheduleDecodes(Plan* plan);
+  void SchedulePrefills(Plan* plan);
+  // The best running sequence in prefill that has no chunk yet and was not found short of blocks, or null.
+  Sequence* NextPrefill(const Sequence* after) const;
+  bool AdmitFirst();
+  int64_t GrowOrPreempt(Sequence* sequence, int64_t tokens, Plan* plan);
+  void PreemptLast(Plan* plan);
+  void AddChunk(Sequence* sequence, int64_t tokens, Plan* plan);
+
+  Options options_;
+  BlockLedger* ledger_;
+  std::vector<Sequence*> running_;
+  std::vector<Sequence*> waiting_;
+  bool short_of_blocks_ = false;  // in this step: nobody new is admitted
+};
+
+}  // namespace kvist::worker
+
+#endif  // KVIST_WORKER_SCHEDULER_SCHEDULER_H_
