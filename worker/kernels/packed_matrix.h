@@ -25,6 +25,10 @@ absl::StatusOr<int64_t> PackedBytes(gguf::TensorType type, int64_t rows, int64_t
 void PackPanels(gguf::TensorType type, int64_t rows, int64_t cols, std::span<const std::byte> source,
                 int64_t first_panel, int64_t last_panel, std::span<std::byte> out);
 
+// The values of row `row`: the same floats as Dequantize gives for the tensor's stored row. REQUIRES: 0 <= row < matrix.rows,
+// out.size() == matrix.cols.
+void UnpackRow(const PackedMatrix& matrix, int64_t row, std::span<float> out);
+
 }  // namespace kvist::worker
 
 #endif  // KVIST_WORKER_KERNELS_PACKED_MATRIX_H_
