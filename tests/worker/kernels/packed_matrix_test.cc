@@ -108,5 +108,20 @@ TEST(PackedMatrixTest, PanelsPackedApartAreThoseOfTheWholeAndMissingRowsAreZero)
   }
 }
 
+TEST(PackedMatrixTest, AnUnpackedRowIsTheStoredRow) {
+  std::mt19937 rng(3);
+  for (TensorType type : kAllTypes) {
+    const int64_t rows = 21, cols = 512;
+    const TestMatrix w(type, rows, cols, RandomBlocks(type, rows, cols, rng));
+    for (int64_t row = 0; row < rows; ++row) {
+      std::vector<float> values(static_cast<size_t>(cols));
+      UnpackRow(w.view, row, values);
+      EXPECT_TRUE(SameBits(values, std::span(w.values).subspan(static_cast<size_t>(row * cols),
+                                                               static_cast<size_t>(cols))))
+          << gguf::TensorTypeName(type) << " " << row;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvist::worker
