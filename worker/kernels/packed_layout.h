@@ -3,11 +3,25 @@
 #ifndef KVIST_WORKER_KERNELS_PACKED_LAYOUT_H_
 #define KVIST_WORKER_KERNELS_PACKED_LAYOUT_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/gguf/tensor_type.h"
 
 namespace kvist::worker {
+
+inline constexpr int64_t kPanelRows = 16;
+
+// A packed [rows, cols] matrix: a view, the bytes belong to the model's weight arena. The last panel is padded with zero rows.
+struct PackedMatrix {
+  gguf::TensorType type = gguf::TensorType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  const std::byte* data = nullptr;  // 64-byte aligned; panel p begins at data + p * panel_bytes
+  int64_t panel_bytes = 0;
+
+  int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+};
 
 // Offsets in bytes from the block's start; -1 where the type has no such part.
 struct PackedLayout {

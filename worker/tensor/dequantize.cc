@@ -13,6 +13,8 @@ using gguf::TensorType;
 
 constexpr uint32_t kFloatInfinity = 0x7f800000;
 
+}  // namespace
+
 void DequantizeBlock(TensorType type, const IntegerBlock& block, std::span<float> out) {
   const float d = HalfToFloat(block.d);
   const int offset = IntegerOffset(type);
@@ -46,8 +48,6 @@ void DequantizeBlock(TensorType type, const IntegerBlock& block, std::span<float
       return;
   }
 }
-
-}  // namespace
 
 // Integer arithmetic only, so that the result does not depend on the thread's denormal mode, as F16C does not.
 float HalfToFloat(uint16_t half) {

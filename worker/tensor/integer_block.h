@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "common/gguf/tensor_type.h"
 
@@ -29,6 +30,9 @@ int IntegerOffset(gguf::TensorType type);
 
 // Decodes one block of a block-quantised type. REQUIRES: `block` has BlockShapeOf(type).bytes bytes.
 void DecodeBlock(gguf::TensorType type, const std::byte* block, IntegerBlock& out);
+
+// The values of a decoded block. REQUIRES: out.size() is BlockShapeOf(type).elements.
+void DequantizeBlock(gguf::TensorType type, const IntegerBlock& block, std::span<float> out);
 
 }  // namespace kvist::worker
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/gguf/tensor_type.h"
 #include "worker/kernels/cpu/product_types.h"
 #include "worker/kernels/cpu/vec16_scalar.h"
 
@@ -75,11 +76,10 @@ KVIST_INLINE void DotHalf(const int16_t (*weights)[16], const int8_t* a, int32_t
   }
 }
 
-// sums[0][t] = the step's exact integer dot product with token t of the tile: offset removed; Q6_K: each half of 16 columns times
+// sums[t] = the step's exact integer dot product with token t of the tile: offset removed; Q6_K: each half of 16 columns times
 // its sub-scale.
-template <gguf::TensorType kType, int kGroups, int kColumns>
-KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& x, int64_t step, LaneInts (&sums)[kGroups][kColumns]) {
-  static_assert(kGroups == 1);
+template <gguf::TensorType kType, int kColumns>
+KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& x, int64_t step, LaneInts (&sums)[kColumns]) {
   alignas(64) int16_t weights[32][16];
   UnpackStep<kType>(w, weights);
   for (int t = 0; t < kColumns; ++t) {
@@ -93,7 +93,7 @@ KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& x, int64_t s
     } else {
       DotHalf(weights + 16, a + 16, sum);
     }
-    std::memcpy(&sums[0][t], sum, sizeof(sum));
+    std::memcpy(&sums[t], sum, sizeof(sum));
   }
 }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "worker/kernels/kernel_table.h"
+#include "worker/kernels/kernel_operations.h"
 
 namespace kvist::worker {
 

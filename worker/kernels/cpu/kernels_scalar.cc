@@ -6,7 +6,7 @@
 #include "worker/kernels/cpu/kernel_tables.h"
 #include "worker/kernels/cpu/product_types.h"
 #include "worker/kernels/cpu/vec16_scalar.h"
-#include "worker/kernels/kernel_table.h"
+#include "worker/kernels/kernel_operations.h"
 #include "worker/kernels/packed_layout.h"
 
 namespace kvist::worker {

@@ -7,7 +7,7 @@
 
 namespace kvist::worker {
 
-// The parts of one step (16 rows x 32 columns) of a packed block; see packed_layout.h.
+// The parts of one step (16 rows x 32 columns) of a packed block, each at the first row of a group of lanes; see packed_layout.h.
 struct WeightStep {
   const uint8_t* q;
   const uint8_t* high;   // null where the type has none

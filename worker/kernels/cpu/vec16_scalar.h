@@ -104,16 +104,15 @@ KVIST_INLINE Int16Lanes SelectInt(Mask16 mask, Int16Lanes yes, Int16Lanes no) {
 // a > b ? a : b, so b if either is NaN.
 KVIST_INLINE Vec16 Max(Vec16 a, Vec16 b) { return Select(Greater(a, b), a, b); }
 
-KVIST_INLINE Int16Lanes AddInt(Int16Lanes a, Int16Lanes b) {
-  for (int i = 0; i < 4; ++i) a.part[i] += b.part[i];
-  return a;
-}
 KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
   for (int i = 0; i < 4; ++i) a.part[i] -= b.part[i];
   return a;
 }
-KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) { return SelectInt({{a.part[0] > b.part[0],
-    a.part[1] > b.part[1], a.part[2] > b.part[2], a.part[3] > b.part[3]}}, a, b); }
+KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
+  Mask16 greater;
+  for (int i = 0; i < 4; ++i) greater.part[i] = a.part[i] > b.part[i];
+  return SelectInt(greater, a, b);
+}
 KVIST_INLINE Int16Lanes Bits(Vec16 a) {
   Int16Lanes r;
   for (int i = 0; i < 4; ++i) r.part[i] = reinterpret_cast<Int4>(a.part[i]);
