@@ -70,6 +70,7 @@ class File {
 
  private:
   File() = default;
+  absl::Status ParseBytes(std::span<const std::byte> bytes);
 
   struct Mapping;
   std::unique_ptr<Mapping> mapping_;

@@ -1,4 +1,11 @@
 // Chat formats: messages to token ids. A file's Jinja template is recognised by its marks and never executed.
+//
+//   chatml  <|im_start|>ROLE\nTEXT<|im_end|>\n             roles system, user, assistant in any order
+//   llama3  <|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|>      the same; text is trimmed
+//   gemma   <start_of_turn>ROLE\nTEXT<end_of_turn>\n       user and model by turns; text is trimmed; a first system
+//           message is put before the first user message with an empty line between
+//
+// What published templates add beyond that (tools, dates of Llama 3.1, thinking of Qwen 3) is left out.
 #ifndef KVIST_COMMON_TEXT_CHAT_TEMPLATE_H_
 #define KVIST_COMMON_TEXT_CHAT_TEMPLATE_H_
 
@@ -48,14 +55,26 @@ class ChatEncoder {
   absl::StatusOr<std::vector<int32_t>> EncodeContinuation(
       std::span<const int32_t> history, std::span<const ChatMessage> messages) const;
 
-  int32_t end_of_turn_id() const { return end_of_turn_id_; }
+  // The token that ends a turn.
+  int32_t end_of_turn_id() const { return control_.end_of_turn; }
 
  private:
+  class Builder;
+  struct ControlIds {
+    int32_t start_of_turn = -1;
+    int32_t end_of_header = -1;  // Llama 3 only
+    int32_t end_of_turn = -1;
+  };
+
   ChatEncoder() = default;
+  // Checks the order of roles; `continuing` whether an answer stands before the first message.
+  absl::Status CheckRoles(std::span<const ChatMessage> messages, bool continuing) const;
+  void AddTurns(std::span<const ChatMessage> messages, Builder& builder) const;
+
   const Tokenizer* tokenizer_ = nullptr;
   ChatFormat format_ = ChatFormat::kChatMl;
   std::string default_system_;
-  int32_t end_of_turn_id_ = -1;
+  ControlIds control_;
 };
 
 }  // namespace kvist::text

@@ -1,0 +1,43 @@
+#include <immintrin.h>
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status.h"
+#include "worker/kernels/cpu/kernel_tables.h"
+#include "worker/kernels/kernel_table.h"
+
+namespace kvist::worker {
+
+// K and V of one page as floats, and the running and merged output of each row of a tile (attention.inc).
+int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries) {
+  const int64_t rows = heads * queries < kAttentionTileRows ? heads * queries : kAttentionTileRows;
+  return 2 * head_dim * (kPageTokens + rows);
+}
+
+std::vector<const KernelTable*> AvailableKernels() {
+  std::vector<const KernelTable*> tables = {&kScalarKernels};
+  return tables;
+}
+
+absl::StatusOr<const KernelTable*> SelectKernels(std::string_view name) {
+  const std::vector<const KernelTable*> tables = AvailableKernels();
+  if (name.empty() || name == "auto") return tables.back();
+  for (const KernelTable* table : tables) {
+    if (table->name == name) return table;
+  }
+  const std::string names = absl::StrJoin(tables, ", ", [](std::string* out, const KernelTable* table) {
+    absl::StrAppend(out, ToAbsl(table->name));
+  });
+  return absl::InvalidArgumentError(
+      absl::StrCat("kernels \"", ToAbsl(name), "\" are not available on this CPU; available: auto, ", names));
+}
+
+void SetFloatEnvironment() {
+  constexpr unsigned kFlushToZero = 0x8000;
+  constexpr unsigned kDenormalsAreZero = 0x0040;
+  _mm_setcsr(_mm_getcsr() | kFlushToZero | kDenormalsAreZero);
+}
+
+}  // namespace kvist::worker
