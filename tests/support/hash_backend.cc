@@ -44,21 +44,24 @@ void FillLogits(uint64_t hash, const HashBackendOptions& options, float* out) {
 
 }  // namespace
 
-std::vector<float> HashLogits(const HashBackendOptions& options, KvFormat format,
-                              std::span<const int32_t> tokens) {
-  uint64_t hash = 0;
-  for (const int64_t window : options.windows) {
-    std::vector<uint64_t> slots;
-    for (size_t p = 0; p < tokens.size(); ++p) {
-      const int64_t position = static_cast<int64_t>(p);
-      const uint64_t seen = SeenHash(window, position,
-                                     [&](int64_t q) { return slots[static_cast<size_t>(q)]; });
-      slots.push_back(SlotValue(tokens[p], position, format, seen));
-    }
-    hash = Chain(hash, slots.back());
+HashSequence::HashSequence(const HashBackendOptions& options, KvFormat format)
+    : options_(options), format_(format), slots_(options.windows.size()) {}
+
+void HashSequence::Append(int32_t token) {
+  for (size_t g = 0; g < slots_.size(); ++g) {
+    std::vector<uint64_t>& slots = slots_[g];
+    const int64_t position = static_cast<int64_t>(slots.size());
+    const uint64_t seen = SeenHash(options_.windows[g], position,
+                                   [&](int64_t p) { return slots[static_cast<size_t>(p)]; });
+    slots.push_back(SlotValue(token, position, format_, seen));
   }
-  std::vector<float> logits(static_cast<size_t>(options.vocab));
-  FillLogits(hash, options, logits.data());
+}
+
+std::vector<float> HashSequence::Logits() const {
+  uint64_t hash = 0;
+  for (const std::vector<uint64_t>& slots : slots_) hash = Chain(hash, slots.back());
+  std::vector<float> logits(static_cast<size_t>(options_.vocab));
+  FillLogits(hash, options_, logits.data());
   return logits;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,9 +37,19 @@ struct HashBackendControl {
   std::atomic<uint64_t> tokens{0};           // run in all batches
 };
 
-// Logits of the token after `tokens`, by definition and without any blocks: what every batch must give.
-std::vector<float> HashLogits(const HashBackendOptions& options, KvFormat format,
-                              std::span<const int32_t> tokens);
+// The model by definition, without any blocks or batches: what every batch must give. Single-threaded.
+class HashSequence {
+ public:
+  HashSequence(const HashBackendOptions& options, KvFormat format);
+  void Append(int32_t token);
+  // Of the token after those appended. REQUIRES: at least one was.
+  std::vector<float> Logits() const;
+
+ private:
+  HashBackendOptions options_;
+  KvFormat format_;
+  std::vector<std::vector<uint64_t>> slots_;  // by layer group and position
+};
 
 // Single-threaded. Refuses (INTERNAL) batches that break a limit, read a block that was given up or write one block from two slices.
 class HashBackend final : public Backend {

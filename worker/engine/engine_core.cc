@@ -34,7 +34,7 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
       clock_(clock),
       events_({.num_pools = backend_->pools().size()}),
       sessions_(options.max_sessions, &events_),
-      session_holds_(&sessions_),
+      session_holds_(backend_->pools().size(), &sessions_),
       scheduler_(SchedulerOptions(options, *backend_), this),
       sampler_(backend_->model().vocab) {
   limits_.vocab = backend_->model().vocab;
@@ -180,12 +180,11 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
       stats_.prefix_tokens_hit += static_cast<uint64_t>(live.cached_tokens);
     }
     if (live.in_session()) {
-      session_holds_.Begin(live.request.session, live.request.tenant, live.format->pools,
-                           live.blocks);
+      live.member = {live.request.session, live.request.tenant, &live.format->pools, {}};
+      session_holds_.Begin(live.member, live.blocks);
     }
   } else if (live.in_session()) {
-    session_holds_.Update(live.request.session, live.request.tenant, live.format->pools,
-                          live.blocks);
+    session_holds_.Update(live.member, live.blocks);
   }
   return true;
 }
@@ -200,7 +199,7 @@ void EngineCore::Preempt(Sequence& sequence) {
   live.blocks.Release(live.tokens);
   live.stored_tokens = 0;
   ++live.preemptions;
-  if (live.in_session()) session_holds_.Pause(live.request.session, live.format->pools);
+  if (live.in_session()) session_holds_.Pause(live.member);
 }
 
 const Batch& EngineCore::MakeBatch() {
@@ -260,8 +259,7 @@ void EngineCore::AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live) {
   live.stored_tokens += chunk.tokens;
   live.blocks.MarkWritten(live.tokens, live.stored_tokens);
   if (live.in_session()) {
-    session_holds_.Update(live.request.session, live.request.tenant, live.format->pools,
-                          live.blocks);
+    session_holds_.Update(live.member, live.blocks);
   }
   if (!live.first_token.has_value()) {
     live.sink->OnProgress(std::min(live.stored_tokens, live.prompt_tokens()),
@@ -331,7 +329,7 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
   scheduler_.Remove(&live);
   live.blocks.Release(live.tokens);
   if (live.first_scheduled.has_value()) {
-    if (live.in_session()) session_holds_.End(live.request.session, live.format->pools);
+    if (live.in_session()) session_holds_.End(live.member);
   } else {
     --unscheduled_;
   }

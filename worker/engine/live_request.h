@@ -10,6 +10,7 @@
 
 #include "cache_manager/block_pool.h"
 #include "worker/engine/request.h"
+#include "worker/engine/session_holds.h"
 #include "worker/kv/block_table.h"
 #include "worker/sampling/token_counts.h"
 #include "worker/scheduler/sequence.h"
@@ -38,6 +39,7 @@ struct LiveRequest : Sequence {
   SequenceBlocks blocks;
   std::vector<int32_t> tokens;  // prompt and generated; known_tokens of them
   TokenCounts counts;           // kept only if a penalty reads them
+  SessionMember member;         // once scheduled, in a session
   int64_t cached_tokens = 0;
   int64_t preemptions = 0;
   MonotonicTime queued;

@@ -2,6 +2,7 @@
 #ifndef KVIST_WORKER_ENGINE_SESSION_HOLDS_H_
 #define KVIST_WORKER_ENGINE_SESSION_HOLDS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -12,25 +13,39 @@
 
 namespace kvist::worker {
 
-// Owns a count of live sequences by session; keeps a pointer to the table. Single-threaded.
+// One sequence of a session.
+struct SessionMember {
+  SessionId session;
+  TenantId tenant;
+  const std::vector<cache_manager::PoolIndex>* pools = nullptr;  // by layer group of its format
+  std::vector<uint32_t> unnamed;                                 // by layer group, as last told
+};
+
+// Owns counts by session; keeps a pointer to the table. Single-threaded.
 class SessionHolds {
  public:
-  explicit SessionHolds(cache_manager::SessionTable* table) : table_(table) {}
+  SessionHolds(size_t num_pools, cache_manager::SessionTable* table)
+      : num_pools_(num_pools), table_(table) {}
 
-  // A sequence of `session` has its first blocks: the session is active. `pools` are the worker's pool numbers of its format.
-  void Begin(const SessionId& session, const TenantId& tenant,
-             const std::vector<cache_manager::PoolIndex>& pools, const SequenceBlocks& blocks);
+  // The member has its first blocks: the session is active.
+  void Begin(SessionMember& member, const SequenceBlocks& blocks);
   // The chain in each pool becomes the sequence's named blocks, and the unnamed ones are counted. Emits only what changed.
-  void Update(const SessionId& session, const TenantId& tenant,
-              const std::vector<cache_manager::PoolIndex>& pools, const SequenceBlocks& blocks);
-  // The sequence gave its blocks back for now: its chains stay, nothing unnamed is held.
-  void Pause(const SessionId& session, const std::vector<cache_manager::PoolIndex>& pools);
-  // The sequence is gone; if it was the last of its session: the session is idle and keeps its chains.
-  void End(const SessionId& session, const std::vector<cache_manager::PoolIndex>& pools);
+  void Update(SessionMember& member, const SequenceBlocks& blocks);
+  // The sequence gave its blocks back for now: the chains stay, it holds nothing unnamed.
+  void Pause(SessionMember& member);
+  // The sequence is gone. If it was the last of its session, the session is idle and keeps its chains.
+  void End(SessionMember& member);
 
  private:
+  struct Live {
+    int32_t members = 0;
+    std::vector<uint32_t> unnamed;  // by pool, of all members
+  };
+  void SetUnnamed(SessionMember& member, size_t group, uint32_t blocks);
+
+  size_t num_pools_;
   cache_manager::SessionTable* table_;
-  absl::flat_hash_map<SessionId, int32_t> live_;
+  absl::flat_hash_map<SessionId, Live> live_;
 };
 
 }  // namespace kvist::worker

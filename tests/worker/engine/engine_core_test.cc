@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/hash_backend.h"
+#include "tests/support/hash_reference.h"
 #include "tests/support/recording_sink.h"
 #include "tests/support/simulated_clock.h"
 
@@ -19,51 +20,6 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-std::vector<int32_t> Ids(int64_t n, int32_t salt, int64_t vocab = 64) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < n; ++i) {
-    ids.push_back(static_cast<int32_t>((i * 7 + i * i * 3 + salt * 11 + i * salt) % vocab));
-  }
-  return ids;
-}
-
-GenerateRequest RequestOf(const std::string& id, std::vector<int32_t> prompt, int64_t max_new) {
-  GenerateRequest request;
-  request.id = RequestId(id);
-  request.prompt_ids = std::move(prompt);
-  request.stop.max_new_tokens = max_new;
-  return request;
-}
-
-// What the model says by definition, token after token, without engine, blocks or batches.
-std::vector<int32_t> ByDefinition(const HashBackendOptions& options, const GenerateRequest& r,
-                                  KvFormat format = KvFormat::kF16) {
-  Sampler sampler(options.vocab);
-  TokenCounts counts;
-  counts.AddPrompt(r.prompt_ids);
-  std::vector<int32_t> tokens = r.prompt_ids;
-  std::vector<int32_t> ids;
-  while (static_cast<int64_t>(ids.size()) < r.stop.max_new_tokens) {
-    const std::vector<float> logits = HashLogits(options, format, tokens);
-    const bool masked = static_cast<int64_t>(ids.size()) < r.stop.min_new_tokens;
-    SampleOutput out;
-    const absl::Status status =
-        sampler.Sample({.logits = logits,
-                        .options = r.sampling,
-                        .counts = &counts,
-                        .masked_ids = masked ? r.stop.stop_ids : std::vector<int32_t>{},
-                        .position = static_cast<int64_t>(tokens.size())},
-                       &out);
-    EXPECT_TRUE(status.ok()) << status;
-    ids.push_back(out.id);
-    tokens.push_back(out.id);
-    counts.AddOutput(out.id);
-    const auto& stops = r.stop.stop_ids;
-    if (std::find(stops.begin(), stops.end(), out.id) != stops.end()) break;
-  }
-  return ids;
-}
 
 class EngineCoreTest : public testing::Test {
  protected:
@@ -241,7 +197,7 @@ TEST_F(EngineCoreTest, PreemptionChangesNoToken) {
   std::vector<GenerateRequest> requests;
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (int i = 0; i < 3; ++i) {
-    requests.push_back(RequestOf("r" + std::to_string(i), Ids(20, i), 70));
+    requests.push_back(RequestOf(Numbered("r", i), Ids(20, i), 70));
     sinks.push_back(Add(requests.back()));
   }
   RunToEnd();
