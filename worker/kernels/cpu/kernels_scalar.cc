@@ -12,10 +12,11 @@
 namespace kvist::worker {
 namespace {
 
-// clang-format off: the order is that of use
-#include "worker/kernels/cpu/attention.inc"
-#include "worker/kernels/cpu/elementwise.inc"
+// In the order of use.
+// clang-format off
 #include "worker/kernels/cpu/exponential.inc"
+#include "worker/kernels/cpu/elementwise.inc"
+#include "worker/kernels/cpu/attention.inc"
 #include "worker/kernels/cpu/product.inc"
 // clang-format on
 
