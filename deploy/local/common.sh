@@ -47,14 +47,14 @@ is_alive() {
 # Runs a command with its output in log $1. Every few seconds its newest line is shown, so that a
 # long step is seen to move; on failure the log's tail is printed and the command's status returned.
 run_logged() {
-  local log=$1 status=0 seconds=0 pid line shown=
+  local log=$1 status=0 polls=0 pid line shown=
   shift
   "$@" >"$log" 2>&1 &
   pid=$!
   while is_alive "$pid"; do
-    sleep 1
-    seconds=$((seconds + 1))
-    [ $((seconds % 5)) -eq 0 ] || continue
+    sleep 0.2
+    polls=$((polls + 1))
+    [ $((polls % 25)) -eq 0 ] || continue
     line=$(tail -n 1 "$log" | tr -d '\r' | cut -c 1-90)
     [ "$line" = "$shown" ] || printf '  %s\n' "$line" >&2
     shown=$line

@@ -1,7 +1,9 @@
-// Multiply-accumulates per second of each table's product by weight type and tokens, beside what bounds them: the memory's read
-// bandwidth (one token) and the rate of the 8-bit multiply (many tokens).
+// Multiply-accumulates per second of each table's product by weight type and tokens, beside what
+// bounds them: the memory's read bandwidth (one token) and the rate of the 8-bit multiply (many
+// tokens).
 //   kernel_bench --benchmark_filter='product/avx2/.*'
-// Counters: GMAC/s on one thread; weights GB/s. Matrices that do not fit the caches for one token, that do for many.
+// Counters: GMAC/s on one thread; weights GB/s. Matrices that do not fit the caches for one token,
+// that do for many.
 #include <benchmark/benchmark.h>
 #include <immintrin.h>
 
@@ -29,7 +31,8 @@ void BenchmarkProduct(benchmark::State& state, const KernelTable* table, gguf::T
   AlignedArray<std::byte> packed(PackedBytes(type, rows, kCols).value());
   const int64_t part_bytes = part.packed.size();
   for (int64_t at = 0; at < packed.size(); at += part_bytes) {
-    std::memcpy(packed.data() + at, part.packed.data(), static_cast<size_t>(std::min(part_bytes, packed.size() - at)));
+    std::memcpy(packed.data() + at, part.packed.data(),
+                static_cast<size_t>(std::min(part_bytes, packed.size() - at)));
   }
   PackedMatrix w = part.view;
   w.rows = rows;
@@ -43,8 +46,10 @@ void BenchmarkProduct(benchmark::State& state, const KernelTable* table, gguf::T
     benchmark::DoNotOptimize(y.data());
   }
   const auto steps = static_cast<double>(state.iterations());
-  state.counters["GMAC/s"] = benchmark::Counter(steps * 1e-9 * static_cast<double>(tokens * rows * kCols), benchmark::Counter::kIsRate);
-  state.counters["GB/s"] = benchmark::Counter(steps * 1e-9 * static_cast<double>(packed.size()), benchmark::Counter::kIsRate);
+  state.counters["GMAC/s"] = benchmark::Counter(
+      steps * 1e-9 * static_cast<double>(tokens * rows * kCols), benchmark::Counter::kIsRate);
+  state.counters["GB/s"] = benchmark::Counter(steps * 1e-9 * static_cast<double>(packed.size()),
+                                              benchmark::Counter::kIsRate);
 }
 
 // Queries of one kv head with three query heads of 64 at the end of a sequence of `length`.
@@ -56,11 +61,13 @@ void BenchmarkAttention(benchmark::State& state, const KernelTable* table, KvFor
   PagedSequence sequence(*table, shape, rng);
   const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
   for (auto _ : state) {
-    benchmark::DoNotOptimize(RunAttention(*table, shape, sequence, q, shape.length - queries, queries, queries));
+    benchmark::DoNotOptimize(
+        RunAttention(*table, shape, sequence, q, shape.length - queries, queries, queries));
   }
   const auto visible = static_cast<double>(queries * shape.length - queries * (queries - 1) / 2);
   const double macs = visible * static_cast<double>(shape.heads * shape.head_dim * 2);
-  state.counters["GMAC/s"] = benchmark::Counter(static_cast<double>(state.iterations()) * 1e-9 * macs, benchmark::Counter::kIsRate);
+  state.counters["GMAC/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * 1e-9 * macs, benchmark::Counter::kIsRate);
 }
 
 void BenchmarkQuantize(benchmark::State& state, const KernelTable* table) {
@@ -111,13 +118,14 @@ __attribute__((target("avx2"))) void BenchmarkMaddubs(benchmark::State& state) {
     }
     benchmark::DoNotOptimize(sums);
   }
-  state.counters["GMAC/s"] =
-      benchmark::Counter(static_cast<double>(state.iterations()) * 1e-9 * 1024 * 8 * 32, benchmark::Counter::kIsRate);
+  state.counters["GMAC/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * 1e-9 * 1024 * 8 * 32, benchmark::Counter::kIsRate);
 }
 
 void RegisterAll() {
   benchmark::RegisterBenchmark("bound/read_bandwidth", BenchmarkReadBandwidth);
-  if (__builtin_cpu_supports("avx2")) benchmark::RegisterBenchmark("bound/maddubs", BenchmarkMaddubs);
+  if (__builtin_cpu_supports("avx2"))
+    benchmark::RegisterBenchmark("bound/maddubs", BenchmarkMaddubs);
   for (const KernelTable* table : AvailableKernels()) {
     const std::string name(table->name);
     for (gguf::TensorType type : kAllTypes) {

@@ -24,8 +24,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!vocabulary.ok()) return 0;
   const auto tokenizer = kvist::text::Tokenizer::Create(*std::move(vocabulary));
   if (!tokenizer.ok()) return 0;
-  const auto ids = (*tokenizer)->Encode("The cat's 12 mats\n\n<|im_end|>",
-                                        kvist::text::ControlTokens::kRecognised);
+  const auto ids =
+      (*tokenizer)
+          ->Encode("The cat's 12 mats\n\n<|im_end|>", kvist::text::ControlTokens::kRecognised);
   (void)(*tokenizer)->Decode(ids);
   return 0;
 }

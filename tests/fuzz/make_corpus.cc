@@ -1,5 +1,6 @@
-// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf and FOLDER/text. The result is kept in the
-// tree (tests/fuzz/corpus); run this again when the builder or the targets change.
+// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf and FOLDER/text. The
+// result is kept in the tree (tests/fuzz/corpus); run this again when the builder or the targets
+// change.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -37,20 +38,26 @@ void WriteGguf(const std::filesystem::path& folder) {
   Write(folder / "empty", B().Build());
   Write(folder / "byte_bpe", Vocabulary("gpt2").Build());
   Write(folder / "sentencepiece", Vocabulary("llama").Build());
-  Write(folder / "values", B().Add<uint8_t>("a", B::kUint8, 1).Add<int8_t>("b", B::kInt8, -1)
-                               .Add<uint16_t>("c", B::kUint16, 2).Add<int16_t>("d", B::kInt16, -2)
-                               .Add<double>("e", B::kFloat64, 0.5).Add<uint64_t>("f", B::kUint64, 9)
+  Write(folder / "values", B().Add<uint8_t>("a", B::kUint8, 1)
+                               .Add<int8_t>("b", B::kInt8, -1)
+                               .Add<uint16_t>("c", B::kUint16, 2)
+                               .Add<int16_t>("d", B::kInt16, -2)
+                               .Add<double>("e", B::kFloat64, 0.5)
+                               .Add<uint64_t>("f", B::kUint64, 9)
                                .AddArray<uint8_t>("g", B::kBool, {0, 1})
-                               .AddArray<int64_t>("h", B::kInt64, {1, -1}).Build());
+                               .AddArray<int64_t>("h", B::kInt64, {1, -1})
+                               .Build());
   Write(folder / "tensors",
         B().Version(2)
             .AddTensor({.name = "x", .dims = {4, 4}, .type = 0, .data = floats})
             .AddTensor({.name = "y", .dims = {32, 2}, .type = 3, .data = std::string(40, 'y')})
             .Build());
   Write(folder / "alignment",
-        B().Add<uint32_t>("general.alignment", B::kUint32, 64).Alignment(64)
+        B().Add<uint32_t>("general.alignment", B::kUint32, 64)
+            .Alignment(64)
             .AddTensor({.name = "x", .dims = {16}, .type = 0, .data = floats})
-            .AddTensor({.name = "z", .dims = {2, 2, 2, 2}, .type = 30, .data = floats}).Build());
+            .AddTensor({.name = "z", .dims = {2, 2, 2, 2}, .type = 30, .data = floats})
+            .Build());
   Write(folder / "overlap",
         B().AddTensor({.name = "x", .dims = {16}, .type = 0, .data = floats})
             .AddTensor({.name = "y", .dims = {8}, .type = 0, .data = floats, .offset_bytes = 32})
@@ -62,8 +69,7 @@ void WriteText(const std::filesystem::path& folder) {
       "The red cat was 1234 years old, and it's fine.\n\n  Really  ?\r\n",
       "<|im_start|>user\nHi<t><|im_end|>\n",
       "caf\u00e9 e\u0301\u0323 \u2581\u2581 \u4e2d\u6587 \U0001F600\u200d \u00bd\u2460",
-      "\xF0\x9F\x98 \xC0\xAF \xED\xA0\x80 \xFF",
-      std::string(300, 'a')};
+      "\xF0\x9F\x98 \xC0\xAF \xED\xA0\x80 \xFF", std::string(300, 'a')};
   for (size_t t = 0; t < texts.size(); ++t) {
     for (char tokenizer = 0; tokenizer < 5; ++tokenizer) {
       const std::string head = {tokenizer, static_cast<char>(t)};

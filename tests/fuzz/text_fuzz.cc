@@ -1,5 +1,5 @@
-// Feeds arbitrary bytes to the tokenizers and to the UTF-8 stream, and checks what must hold for any text. The first byte
-// chooses the tokenizer, the second where the stream's input is split.
+// Feeds arbitrary bytes to the tokenizers and to the UTF-8 stream, and checks what must hold for
+// any text. The first byte chooses the tokenizer, the second where the stream's input is split.
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -40,7 +40,8 @@ Vocabulary ByteVocabulary(Pretokenizer pretokenizer) {
     v.pieces.emplace_back();
     AppendUtf8(own ? static_cast<char32_t>(byte) : substitute++, &v.pieces.back());
   }
-  for (const auto& [left, right] : {std::pair{"a", "a"}, {"aa", "aa"}, {"\u0120", "t"}, {"1", "2"}}) {
+  for (const auto& [left, right] :
+       {std::pair{"a", "a"}, {"aa", "aa"}, {"\u0120", "t"}, {"1", "2"}}) {
     v.merges.push_back(absl::StrFormat("%s %s", left, right));
     v.pieces.push_back(absl::StrFormat("%s%s", left, right));
   }

@@ -78,6 +78,7 @@ class ModelLogitsTest : public ::testing::TestWithParam<Case> {
     worker::CpuBackendOptions options;
     options.kernels = GetParam().kernels;
     options.weights = GetParam().weights;
+    options.threads = 1;  // tests run beside each other
     options.context_tokens = 1024;
     options.blocks_per_pool = 64;
     options.max_batch_tokens = 64;

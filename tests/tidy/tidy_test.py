@@ -162,6 +162,10 @@ class TidyTest(unittest.TestCase):
             "worker/engine/extra.cc:1: no CMakeLists.txt lists",
         )
 
+    def test_headers_of_tests_may_go_unlisted(self):
+        self.assertEqual(self.breaches("cmake_lists", {"tests/worker/engine/case.h": ""}), [])
+        self.assert_caught("cmake_lists", {"worker/engine/case.h": ""}, "worker/engine/case.h:1")
+
     def test_proto_files_are_listed_by_their_names(self):
         lists = {"proto/CMakeLists.txt": "set(PROTOS types)\n", "proto/kvist/v1/types.proto": ""}
         self.assertEqual(self.breaches("cmake_lists", lists), [])

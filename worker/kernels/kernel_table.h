@@ -13,7 +13,8 @@ namespace kvist::worker {
 
 // The tables that this CPU can run, best last; "scalar" is always there.
 std::vector<const KernelTable*> AvailableKernels();
-// `name` "auto" (or empty) picks the best. INVALID_ARGUMENT if unknown or not runnable here, with the names that are.
+// `name` "auto" (or empty) picks the best. INVALID_ARGUMENT if unknown or not runnable here, with
+// the names that are.
 absl::StatusOr<const KernelTable*> SelectKernels(std::string_view name);
 // Flushes denormals on the calling thread (part of the bits: every thread that computes calls it).
 void SetFloatEnvironment();

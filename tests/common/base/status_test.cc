@@ -9,10 +9,11 @@ namespace kvist {
 namespace {
 
 TEST(Status, DetailsComeBackAsTheyWereAttached) {
-  const absl::Status status = WithDetails(absl::AbortedError("lost"), {.reason = ErrorReason::kQuota,
-                                                                       .field = "prompt",
-                                                                       .retry_after_ms = 250,
-                                                                       .resume_index = 17});
+  const absl::Status status =
+      WithDetails(absl::AbortedError("lost"), {.reason = ErrorReason::kQuota,
+                                               .field = "prompt",
+                                               .retry_after_ms = 250,
+                                               .resume_index = 17});
   const ErrorDetails details = DetailsOf(status);
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_EQ(details.reason, ErrorReason::kQuota);

@@ -126,7 +126,8 @@ TEST(GgufFile, TensorsPointAtTheirData) {
   EXPECT_EQ(file->FindTensor("y"), nullptr);
 }
 
-// Whatever byte the file ends at, it is refused, and reading never leaves the bytes (the sanitizers watch).
+// Whatever byte the file ends at, it is refused, and reading never leaves the bytes (the sanitizers
+// watch).
 TEST(GgufFile, AFileCutOffAnywhereIsRefused) {
   const std::string whole = GoodFile().Build();
   for (size_t size = 0; size < whole.size(); ++size) {
@@ -161,7 +162,8 @@ struct BadFile {
 };
 
 B::Tensor Floats(std::string name, std::vector<uint64_t> dims) {
-  return {.name = std::move(name), .dims = std::move(dims), .type = kF32, .data = std::string(64, 0)};
+  return {
+      .name = std::move(name), .dims = std::move(dims), .type = kF32, .data = std::string(64, 0)};
 }
 
 // A key whose value is an array header (element type, count) and whatever follows.
@@ -192,11 +194,13 @@ std::vector<BadFile> BadMetadata() {
       {"empty key", "metadata[0].key: is empty", B().AddString("", "x")},
       {"key too long", "metadata[0].key: length 65536",
        B().AddString(std::string(kMaxKeyBytes + 1, 'k'), "x")},
-      {"key twice", "twin: the key appears twice", B().AddString("twin", "x").AddString("twin", "y")},
+      {"key twice", "twin: the key appears twice",
+       B().AddString("twin", "x").AddString("twin", "y")},
       {"unknown value type", "odd: unknown value type 13", B().AddRaw("odd", 13, "")},
       {"huge value type", "odd: unknown value type", B().AddRaw("odd", UINT32_MAX, "")},
       {"bool of two", "flag: a bool is neither", B().Add<uint8_t>("flag", B::kBool, 2)},
-      {"string longer than the file", "text: ", B().AddRaw("text", B::kString, B::Bytes(uint64_t{9}))},
+      {"string longer than the file",
+       "text: ", B().AddRaw("text", B::kString, B::Bytes(uint64_t{9}))},
       {"string of huge length", "text: length", B().AddRaw("text", B::kString, huge)},
       {"string over the limit", "text: length 16777217",
        B().AddRaw("text", B::kString, B::Bytes(kMaxStringBytes + 1))},
@@ -217,8 +221,10 @@ std::vector<BadFile> BadMetadata() {
        ArrayFile(B::kString, 1, B::StringBytes(std::string(kMaxArrayStringBytes + 1, 't')))},
       {"token longer than the file", "list[0]: the file is cut off",
        ArrayFile(B::kString, 1, B::Bytes(uint64_t{100}) + "short")},
-      {"alignment of 3", "general.alignment: 3", B().Add<uint32_t>("general.alignment", B::kUint32, 3)},
-      {"alignment of 0", "general.alignment: 0", B().Add<uint32_t>("general.alignment", B::kUint32, 0)},
+      {"alignment of 3", "general.alignment: 3",
+       B().Add<uint32_t>("general.alignment", B::kUint32, 3)},
+      {"alignment of 0", "general.alignment: 0",
+       B().Add<uint32_t>("general.alignment", B::kUint32, 0)},
       {"alignment of 8192", "general.alignment: 8192",
        B().Add<uint32_t>("general.alignment", B::kUint32, 8192)},
       {"negative alignment", "general.alignment: -32",
@@ -238,10 +244,12 @@ std::vector<BadFile> BadTensors() {
        B().AddTensor(Floats("a", {4})).AddTensor(Floats("a", {4}))},
       {"five dimensions", "tensor 'a': 5 dimensions", B().AddTensor(Floats("a", {1, 1, 1, 1, 1}))},
       {"dimension of zero", "tensor 'a': dimension 1 is 0", B().AddTensor(Floats("a", {4, 0}))},
-      {"dimension over 63 bits", "tensor 'a': dimension 0", B().AddTensor(Floats("a", {UINT64_MAX}))},
+      {"dimension over 63 bits", "tensor 'a': dimension 0",
+       B().AddTensor(Floats("a", {UINT64_MAX}))},
       {"dimensions overflow", "tensor 'a': the dimensions overflow",
        B().AddTensor(Floats("a", {4, big, big}))},
-      {"bytes overflow", "tensor 'a': the dimensions overflow", B().AddTensor(Floats("a", {big, 2}))},
+      {"bytes overflow", "tensor 'a': the dimensions overflow",
+       B().AddTensor(Floats("a", {big, 2}))},
       {"unknown type", "tensor 'a': element type number 16 is not supported",
        B().AddTensor({.name = "a", .dims = {256}, .type = 16, .data = std::string(64, 0)})},
       {"huge type", "tensor 'a': element type number 4294967295",
@@ -250,20 +258,37 @@ std::vector<BadFile> BadTensors() {
        B().AddTensor({.name = "a", .dims = {48, 2}, .type = kQ4_0, .data = std::string(64, 0)})},
       {"data after the file", "tensor 'a': its data", B().AddTensor(Floats("a", {17}))},
       {"offset after the file", "tensor 'a': its data",
-       B().AddTensor({.name = "a", .dims = {4}, .type = kF32, .data = std::string(16, 0),
+       B().AddTensor({.name = "a",
+                      .dims = {4},
+                      .type = kF32,
+                      .data = std::string(16, 0),
                       .offset_bytes = 4096})},
       {"offset near 2^64", "tensor 'a': its data",
-       B().AddTensor({.name = "a", .dims = {4}, .type = kF32, .data = std::string(16, 0),
+       B().AddTensor({.name = "a",
+                      .dims = {4},
+                      .type = kF32,
+                      .data = std::string(16, 0),
                       .offset_bytes = UINT64_MAX - 31})},
       {"offset misaligned", "tensor 'a': data offset 4 is no multiple of the alignment 32",
-       B().AddTensor({.name = "a", .dims = {4}, .type = kF32, .data = std::string(64, 0),
+       B().AddTensor({.name = "a",
+                      .dims = {4},
+                      .type = kF32,
+                      .data = std::string(64, 0),
                       .offset_bytes = 4})},
       {"two in one place", "overlaps tensor 'a'",
-       B().AddTensor(Floats("a", {8})).AddTensor({.name = "b", .dims = {8}, .type = kF32,
-                                                  .data = std::string(32, 0), .offset_bytes = 0})},
+       B().AddTensor(Floats("a", {8}))
+           .AddTensor({.name = "b",
+                       .dims = {8},
+                       .type = kF32,
+                       .data = std::string(32, 0),
+                       .offset_bytes = 0})},
       {"second begins inside the first", "overlaps tensor 'a'",
-       B().AddTensor(Floats("a", {16})).AddTensor({.name = "b", .dims = {8}, .type = kF32,
-                                                   .data = std::string(32, 0), .offset_bytes = 32})},
+       B().AddTensor(Floats("a", {16}))
+           .AddTensor({.name = "b",
+                       .dims = {8},
+                       .type = kF32,
+                       .data = std::string(32, 0),
+                       .offset_bytes = 32})},
   };
 }
 
@@ -286,14 +311,22 @@ TEST(GgufFile, FilesAtTheLimitsPass) {
   EXPECT_TRUE(StatusOf(B().AddString(std::string(kMaxKeyBytes, 'k'), "x").Build()).ok());
   EXPECT_TRUE(StatusOf(B().AddStrings("s", {std::string(kMaxArrayStringBytes, 't')}).Build()).ok());
   EXPECT_TRUE(StatusOf(B().AddString("s", std::string(kMaxStringBytes, 't')).Build()).ok());
-  EXPECT_TRUE(StatusOf(ArrayFile(B::kUint8, kMaxArrayElements,
-                                 std::string(kMaxArrayElements, 1)).Build()).ok());
+  EXPECT_TRUE(
+      StatusOf(ArrayFile(B::kUint8, kMaxArrayElements, std::string(kMaxArrayElements, 1)).Build())
+          .ok());
   const std::string name(kMaxTensorNameBytes, 'n');
   EXPECT_TRUE(StatusOf(B().AddTensor(Floats(name, {4, 2, 2, 1})).Build()).ok());
-  EXPECT_TRUE(StatusOf(B().Add<uint32_t>("general.alignment", B::kUint32, 4096).Alignment(4096)
-                           .AddTensor(Floats("a", {16})).AddTensor(Floats("b", {16})).Build()).ok());
-  EXPECT_TRUE(StatusOf(B().Add<uint32_t>("general.alignment", B::kUint32, 1).Alignment(1)
-                           .AddTensor(Floats("a", {16})).Build()).ok());
+  EXPECT_TRUE(StatusOf(B().Add<uint32_t>("general.alignment", B::kUint32, 4096)
+                           .Alignment(4096)
+                           .AddTensor(Floats("a", {16}))
+                           .AddTensor(Floats("b", {16}))
+                           .Build())
+                  .ok());
+  EXPECT_TRUE(StatusOf(B().Add<uint32_t>("general.alignment", B::kUint32, 1)
+                           .Alignment(1)
+                           .AddTensor(Floats("a", {16}))
+                           .Build())
+                  .ok());
   B many;
   for (uint64_t i = 0; i < kMaxMetadataEntries; ++i) {
     many.Add<uint8_t>(std::to_string(i), B::kUint8, 0);

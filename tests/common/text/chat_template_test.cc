@@ -16,9 +16,9 @@ namespace {
 using Ids = std::vector<int32_t>;
 using Role = ChatMessage::Role;
 
-constexpr const char* kControls[] = {"<|im_start|>",        "<|im_end|>",    "<|start_header_id|>",
-                                     "<|end_header_id|>",   "<|eot_id|>",    "<start_of_turn>",
-                                     "<end_of_turn>",       "<bos>"};
+constexpr const char* kControls[] = {"<|im_start|>",      "<|im_end|>", "<|start_header_id|>",
+                                     "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
+                                     "<end_of_turn>",     "<bos>"};
 
 // Every printable character and the newline as tokens, and the control tokens of all formats.
 Vocabulary AsciiVocabulary() {
@@ -188,10 +188,11 @@ TEST(ChatTemplate, AVocabularyWithoutTheControlTokensIsRefused) {
 
 TEST(ChatTemplate, TheDefaultSystemMessageIsFoundInTheTemplateText) {
   // Qwen 2.5's shape: an expression first, the default after it, newlines as escapes.
-  EXPECT_EQ(ChatEncoder::DefaultSystem(
-                R"({{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}{%- else %})"
-                R"({{- '<|im_start|>system\nYou\'re helpful.\nVery.<|im_end|>\n' }})"),
-            "You're helpful.\nVery.");
+  EXPECT_EQ(
+      ChatEncoder::DefaultSystem(
+          R"({{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}{%- else %})"
+          R"({{- '<|im_start|>system\nYou\'re helpful.\nVery.<|im_end|>\n' }})"),
+      "You're helpful.\nVery.");
   // SmolLM2's shape: real newlines.
   EXPECT_EQ(ChatEncoder::DefaultSystem("{{ '<|im_start|>system\nHello<|im_end|>\n' }}"), "Hello");
   EXPECT_EQ(ChatEncoder::DefaultSystem("{{ \"<|im_start|>system\\nIt's<|im_end|>\" }}"), "It's");

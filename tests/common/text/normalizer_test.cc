@@ -24,7 +24,7 @@ TEST(Normalizer, ComposesAndOrdersMarks) {
 }
 
 TEST(Normalizer, EqualsUtf8procOnRandomText) {
-  const std::vector<char32_t> alphabet = {'a',    'e',    0x301,  0x323,   0x307,  0x345, 0x5B0,
+  const std::vector<char32_t> alphabet = {'a',    'e',    0x301,  0x323,   0x307,  0x345,  0x5B0,
                                           0x1100, 0x1161, 0x11A8, 0xAC00,  0x1E9B, 0x212B, 0x344,
                                           0xF77,  0x958,  0x2ADC, 0x1D15E, 0x3099, 0x304B};
   uint64_t state = 5;

@@ -24,7 +24,8 @@ Words WordsOf(Pretokenizer pretokenizer, std::string_view text) {
   return {words.begin(), words.end()};
 }
 
-// Words and ids from Hugging Face's tokenizers, over small vocabularies (tests/golden/make_pretokenizer_cases.py).
+// Words and ids from Hugging Face's tokenizers, over small vocabularies
+// (tests/golden/make_pretokenizer_cases.py).
 class PretokenizerGolden : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
@@ -93,8 +94,9 @@ TEST(Pretokenizer, UnknownNamesAreRefused) {
 
 // Any text comes back whole and in order from every splitter.
 TEST(Pretokenizer, WordsJoinToTheText) {
-  const std::vector<std::string> atoms = {"a",  "Z", "'s", "'", " ",  "  ", "\n", "\r\n", "\t", "1",
-                                          "23", "!", "\u00e9", "\u0301", "\u00a0", "\U0001f600"};
+  const std::vector<std::string> atoms = {"a",      "Z",      "'s",     "'",         " ",  "  ",
+                                          "\n",     "\r\n",   "\t",     "1",         "23", "!",
+                                          "\u00e9", "\u0301", "\u00a0", "\U0001f600"};
   uint64_t state = 7;
   for (int round = 0; round < 2000; ++round) {
     std::string text;

@@ -35,9 +35,9 @@ Vocabulary ByteVocabulary() {
   for (const char* piece : {"a", "b", "c", "d", "e", "\u0120", "ab", "abc"}) {
     Append(v, piece, TokenKind::kNormal);
   }
-  Append(v, "<|end|>", TokenKind::kControl);      // 8
-  Append(v, "<t>", TokenKind::kUserDefined);      // 9
-  Append(v, "<t>>", TokenKind::kUserDefined);     // 10
+  Append(v, "<|end|>", TokenKind::kControl);   // 8
+  Append(v, "<t>", TokenKind::kUserDefined);   // 9
+  Append(v, "<t>>", TokenKind::kUserDefined);  // 10
   v.merges = {"a b", "ab c"};
   v.eos_id = 8;
   v.stop_ids = {8};
@@ -52,12 +52,12 @@ Vocabulary SentencePieceVocabulary() {
   for (int byte = 0; byte < 256; ++byte) {
     Append(v, absl::StrFormat("<0x%02X>", byte), TokenKind::kByte);
   }
-  Append(v, "\u2581", TokenKind::kNormal, -1);     // 258
-  Append(v, "a", TokenKind::kNormal, -2);          // 259
-  Append(v, "b", TokenKind::kNormal, -3);          // 260
-  Append(v, "ab", TokenKind::kNormal, -5);         // 261
-  Append(v, "\u2581a", TokenKind::kNormal, -4);    // 262
-  Append(v, "  ", TokenKind::kUserDefined, 0);     // 263
+  Append(v, "\u2581", TokenKind::kNormal, -1);   // 258
+  Append(v, "a", TokenKind::kNormal, -2);        // 259
+  Append(v, "b", TokenKind::kNormal, -3);        // 260
+  Append(v, "ab", TokenKind::kNormal, -5);       // 261
+  Append(v, "\u2581a", TokenKind::kNormal, -4);  // 262
+  Append(v, "  ", TokenKind::kUserDefined, 0);   // 263
   v.unknown_id = 0;
   v.bos_id = 1;
   return v;
@@ -150,7 +150,9 @@ TEST(Tokenizer, InvalidBytesAreReadAsReplacementCharacters) {
     for (int byte = 0x80; byte < 0x100; ++byte) {
       const std::string text = {'a', static_cast<char>(byte), 'b'};
       EXPECT_EQ(tokenizer->Encode(text, ControlTokens::kPlain),
-                tokenizer->Encode("a\uFFFD" "b", ControlTokens::kPlain));
+                tokenizer->Encode("a\uFFFD"
+                                  "b",
+                                  ControlTokens::kPlain));
     }
   }
 }
@@ -165,7 +167,11 @@ struct BadVocabulary {
 // A vocabulary also arrives over the network: everything in it is checked.
 TEST(Tokenizer, BadVocabulariesAreRefusedByName) {
   const std::vector<BadVocabulary> cases = {
-      {"no tokens", false, "pieces", [](Vocabulary& v) { v.pieces.clear(); v.kinds.clear(); }},
+      {"no tokens", false, "pieces",
+       [](Vocabulary& v) {
+         v.pieces.clear();
+         v.kinds.clear();
+       }},
       {"kinds missing", false, "kinds", [](Vocabulary& v) { v.kinds.pop_back(); }},
       {"unknown kind", false, "kinds", [](Vocabulary& v) { v.kinds[0] = TokenKind{7}; }},
       {"kind zero", false, "kinds", [](Vocabulary& v) { v.kinds[0] = TokenKind{0}; }},
@@ -173,8 +179,14 @@ TEST(Tokenizer, BadVocabulariesAreRefusedByName) {
       {"piece not UTF-8", false, "pieces", [](Vocabulary& v) { v.pieces[4].assign(1, '\xFF'); }},
       {"piece too long", false, "pieces",
        [](Vocabulary& v) { v.pieces[4] = std::string(kMaxPieceBytes + 1, 'e'); }},
-      {"merge of unknown pieces", false, "merges", [](Vocabulary& v) { v.merges = {"x y", "ab c"}; }},
-      {"merge to an unknown piece", false, "merges", [](Vocabulary& v) { v.merges = {"b a", "ab c"}; }},
+      {"merge of unknown pieces", false, "merges",
+       [](Vocabulary& v) {
+         v.merges = {"x y", "ab c"};
+       }},
+      {"merge to an unknown piece", false, "merges",
+       [](Vocabulary& v) {
+         v.merges = {"b a", "ab c"};
+       }},
       {"merge of one piece", false, "merges", [](Vocabulary& v) { v.merges = {"ab"}; }},
       {"empty merge", false, "merges", [](Vocabulary& v) { v.merges[0].clear(); }},
       {"too many stop ids", false, "stop_ids",
@@ -186,7 +198,10 @@ TEST(Tokenizer, BadVocabulariesAreRefusedByName) {
       {"unknown out of range", false, "unknown_id", [](Vocabulary& v) { v.unknown_id = 99; }},
       {"bos wanted but absent", false, "add_bos", [](Vocabulary& v) { v.add_bos = true; }},
       {"eos wanted but absent", false, "add_eos",
-       [](Vocabulary& v) { v.add_eos = true; v.eos_id.reset(); }},
+       [](Vocabulary& v) {
+         v.add_eos = true;
+         v.eos_id.reset();
+       }},
       {"no pre-tokenizer", false, "pretokenizer",
        [](Vocabulary& v) { v.pretokenizer = Pretokenizer::kNone; }},
       {"unknown pre-tokenizer", false, "pretokenizer",
@@ -231,7 +246,8 @@ double EncodeSeconds(const Tokenizer& tokenizer, const std::string& text) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Ten times the text may take somewhat more than ten times as long (n log n, caches); a quadratic path takes a hundred.
+// Ten times the text may take somewhat more than ten times as long (n log n, caches); a quadratic
+// path takes a hundred.
 TEST(Tokenizer, HostileTextTakesTimeInProportionToItsLength) {
   for (const bool sentencepiece : {false, true}) {
     Vocabulary v = sentencepiece ? SentencePieceVocabulary() : ByteVocabulary();

@@ -24,7 +24,9 @@ TEST(Utf8Stream, HoldsACharacterBackUntilItIsWhole) {
   EXPECT_EQ(stream.Push("a\xF0"), "a");
   EXPECT_EQ(stream.Push("\x9F"), "");
   EXPECT_EQ(stream.Push("\x98"), "");
-  EXPECT_EQ(stream.Push("\x80" "b"), "\U0001F600b");
+  EXPECT_EQ(stream.Push("\x80"
+                        "b"),
+            "\U0001F600b");
   EXPECT_EQ(stream.Finish(), "");
 }
 
@@ -63,8 +65,9 @@ TEST(Utf8Stream, KeepsEveryCharacterOfUnicode) {
 }
 
 TEST(Utf8Stream, AnySplitGivesTheSameTextAndOnlyValidPieces) {
-  const std::vector<std::string> atoms = {"a", "\u00e9", "\u20ac", "\U0001F600", "\xF0\x9F", "\xE2",
-                                          "\x80", "\xC0", "\xED\xA0\x80", "\xF4\x90", "\xFF"};
+  const std::vector<std::string> atoms = {"a",    "\u00e9", "\u20ac", "\U0001F600",   "\xF0\x9F",
+                                          "\xE2", "\x80",   "\xC0",   "\xED\xA0\x80", "\xF4\x90",
+                                          "\xFF"};
   uint64_t state = 11;
   const auto next = [&state](size_t limit) {
     state = state * 6364136223846793005ULL + 1442695040888963407ULL;

@@ -12,19 +12,16 @@
 namespace kvist::worker {
 namespace {
 
-#include "worker/kernels/cpu/exponential.inc"
-
-#include "worker/kernels/cpu/elementwise.inc"
-
 #include "worker/kernels/cpu/attention.inc"
-
+#include "worker/kernels/cpu/elementwise.inc"
+#include "worker/kernels/cpu/exponential.inc"
 #include "worker/kernels/cpu/product.inc"
 
 }  // namespace
 
 const KernelTable kScalarKernels = {
-    "scalar",     QuantizeRows, Product, RmsNorm,   Rope,   AddInto, ScaleBy,
-    SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
+    "scalar", QuantizeRows, Product,      RmsNorm, Rope,      AddInto,
+    ScaleBy,  SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
 };
 
 }  // namespace kvist::worker
