@@ -68,6 +68,8 @@ inline constexpr int64_t kSnapshotPatienceMs = 5'000;
 
 // Session records.
 inline constexpr size_t kMaxSessionTokens = size_t{1} << 20;
+// A turn whose frontend vanished keeps its session from others at most a day.
+inline constexpr int64_t kMaxTurnLeaseMs = 86'400'000;
 
 }  // namespace kvist::cache_manager
 

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -62,6 +63,12 @@ std::string BindError(const HostPort& address) {
   return reason;
 }
 
+// gRPC writes its own lines to stderr for what every caller here gets as a status. GRPC_VERBOSITY brings them back.
+void QuietGrpcLogs() {
+  static const int once = setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  (void)once;
+}
+
 void SetServerOptions(const RoleServerOptions& options, grpc::ServerBuilder& builder) {
   // Two servers on one port would share its clients at random.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -84,6 +91,7 @@ class GrpcRoleServer final : public RoleServer {
   ~GrpcRoleServer() override { Shutdown(std::chrono::milliseconds(0)); }
 
   absl::Status Listen(const std::vector<grpc::Service*>& services) {
+    QuietGrpcLogs();
     RaiseFileLimit();
     KVIST_RETURN_IF_ERROR(ListenHttp());
     static const bool plugins = [] {  // process-wide switches of gRPC
@@ -177,6 +185,7 @@ absl::StatusOr<std::unique_ptr<RoleServer>> RoleServer::Start(
 }
 
 std::shared_ptr<grpc::Channel> ConnectTo(const std::string& address) {
+  QuietGrpcLogs();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);

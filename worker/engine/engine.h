@@ -64,7 +64,8 @@ class Engine {
   ~Engine();  // stops
 
   void Start();
-  // Everything running and waiting ends with UNAVAILABLE (kDraining); returns when the loop has ended. Idempotent.
+  // Everything running and waiting ends with kError, UNAVAILABLE (kDraining); returns when the loop has ended. Idempotent.
+  // REQUIRES: not called on the loop's thread.
   void Stop();
   // No new requests (UNAVAILABLE, kDraining); what runs goes on.
   void BeginDrain();
@@ -75,7 +76,9 @@ class Engine {
   absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink);
   // Ends a request within the next step; no-op if unknown.
   void Cancel(const RequestId& id);
-  // Runs `work` on the loop's thread between two steps (at once if idle). false if the engine is stopped.
+  // Runs `work` on the loop's thread between two steps (at once if idle) and returns when it has run; true. Called on the loop's
+  // thread itself, it does not wait: from on_step it runs `work` at once, from a sink after the step. false, and
+  // `work` never runs, if the engine is stopped. REQUIRES: after Start.
   bool RunBetweenSteps(std::function<void(EngineState&)> work);
 
   EngineStats stats() const;

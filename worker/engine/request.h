@@ -62,7 +62,7 @@ struct FinishInfo {
   absl::Status status;       // not OK for kCancelled, kDeadline, kError
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0; // of the prompt, found in the prefix cache at first admission
-  int64_t generated_tokens = 0;
+  int64_t generated_tokens = 0;  // those of earlier attempts included
   int64_t preemptions = 0;
   double queue_seconds = 0;
   double prefill_seconds = 0;              // from first schedule to first token

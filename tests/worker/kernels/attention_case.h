@@ -19,7 +19,7 @@ struct AttentionShape {
   KvFormat format = KvFormat::kF16;
   int64_t head_dim = 64;
   int64_t heads = 3;
-  int64_t length = 40;        // positions written
+  int64_t length = 40;  // positions written
   int64_t block_tokens = 16;
   int64_t window = 0;
 };
@@ -54,7 +54,12 @@ class PagedSequence {
   }
 
   KvPages pages() {
-    return {shape_.format, arena_.data(), table_.data(), block_bytes_, shape_.block_tokens / kPageTokens, 128,
+    return {shape_.format,
+            arena_.data(),
+            table_.data(),
+            block_bytes_,
+            shape_.block_tokens / kPageTokens,
+            128,
             page_bytes_ + 64};
   }
   void Write(const KernelTable& table, int64_t position) {
@@ -73,9 +78,11 @@ class PagedSequence {
   std::vector<float> keys, values;  // [length, head_dim], before rounding to the format
 };
 
-// Attention of queries [first, first + count), `per_task` queries at a time. q and the result are [length, heads, head_dim].
-inline std::vector<float> RunAttention(const KernelTable& table, const AttentionShape& shape, PagedSequence& sequence,
-                                       const std::vector<float>& q, int64_t first, int64_t count, int64_t per_task) {
+// Attention of queries [first, first + count), `per_task` queries at a time. q and the result are
+// [length, heads, head_dim].
+inline std::vector<float> RunAttention(const KernelTable& table, const AttentionShape& shape,
+                                       PagedSequence& sequence, const std::vector<float>& q,
+                                       int64_t first, int64_t count, int64_t per_task) {
   const int64_t stride = shape.heads * shape.head_dim;
   std::vector<float> out(static_cast<size_t>(count * stride), -7.0f);
   for (int64_t done = 0; done < count; done += per_task) {
@@ -100,7 +107,8 @@ inline std::vector<float> RunAttention(const KernelTable& table, const Attention
 }
 
 // out[head_dim] of one query and head.
-inline std::vector<double> NaiveAttention(const AttentionShape& shape, const PagedSequence& sequence, const float* q,
+inline std::vector<double> NaiveAttention(const AttentionShape& shape,
+                                          const PagedSequence& sequence, const float* q,
                                           int64_t position) {
   const int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
   const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
@@ -108,7 +116,9 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape, const Pag
   for (int64_t p = first; p <= position; ++p) {
     double dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      dot += static_cast<double>(q[d]) * RoundToFormat(shape.format, sequence.keys[static_cast<size_t>(p * shape.head_dim + d)]);
+      dot +=
+          static_cast<double>(q[d]) *
+          RoundToFormat(shape.format, sequence.keys[static_cast<size_t>(p * shape.head_dim + d)]);
     }
     scores.push_back(dot * scale);
   }

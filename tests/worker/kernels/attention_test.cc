@@ -14,34 +14,42 @@ class AttentionTest : public testing::TestWithParam<const KernelTable*> {
   void SetUp() override { SetFloatEnvironment(); }
 };
 
-std::string TableName(const testing::TestParamInfo<const KernelTable*>& info) { return std::string(info.param->name); }
+std::string TableName(const testing::TestParamInfo<const KernelTable*>& info) {
+  return std::string(info.param->name);
+}
 
 INSTANTIATE_TEST_SUITE_P(Tables, AttentionTest, testing::ValuesIn(AvailableKernels()), TableName);
 
 std::vector<AttentionShape> Shapes() {
   return {
-      {KvFormat::kF16, 64, 3, 40, 16, 0},    {KvFormat::kF32, 64, 1, 300, 32, 0},   {KvFormat::kBF16, 128, 2, 530, 64, 0},
-      {KvFormat::kF16, 256, 4, 300, 16, 0},  {KvFormat::kF32, 16, 4, 33, 128, 0},   {KvFormat::kF16, 32, 3, 270, 16, 20},
-      {KvFormat::kBF16, 64, 1, 600, 32, 16}, {KvFormat::kF16, 64, 3, 1050, 16, 512}, {KvFormat::kF32, 40, 2, 100, 16, 1},
-      {KvFormat::kF16, 8, 8, 50, 16, 17},    {KvFormat::kF16, 64, 3, 600, 16, 257},
+      {KvFormat::kF16, 64, 3, 40, 16, 0},    {KvFormat::kF32, 64, 1, 300, 32, 0},
+      {KvFormat::kBF16, 128, 2, 530, 64, 0}, {KvFormat::kF16, 256, 4, 300, 16, 0},
+      {KvFormat::kF32, 16, 4, 33, 128, 0},   {KvFormat::kF16, 32, 3, 270, 16, 20},
+      {KvFormat::kBF16, 64, 1, 600, 32, 16}, {KvFormat::kF16, 64, 3, 1050, 16, 512},
+      {KvFormat::kF32, 40, 2, 100, 16, 1},   {KvFormat::kF16, 8, 8, 50, 16, 17},
+      {KvFormat::kF16, 64, 3, 600, 16, 257},
   };
 }
 
-// Weights are positive and sum to 1, |v| < 6: rounding of scores moves weights by a few ulp of |score| <= 64.
+// Weights are positive and sum to 1, |v| < 6: rounding of scores moves weights by a few ulp of
+// |score| <= 64.
 TEST_P(AttentionTest, AgreesWithSoftmaxInDoubleAndNeverReadsUnwrittenSlots) {
   std::mt19937 rng(3);
   for (const AttentionShape& shape : Shapes()) {
     PagedSequence sequence(*GetParam(), shape, rng);
     const int64_t stride = shape.heads * shape.head_dim;
     const std::vector<float> q = RandomFloats(shape.length * stride, rng);
-    const std::vector<float> out = RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 7);
+    const std::vector<float> out =
+        RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 7);
     for (int64_t position = 0; position < shape.length; position += position < 40 ? 1 : 13) {
       for (int64_t head = 0; head < shape.heads; ++head) {
         const int64_t at = position * stride + head * shape.head_dim;
-        const std::vector<double> expected = NaiveAttention(shape, sequence, q.data() + at, position);
+        const std::vector<double> expected =
+            NaiveAttention(shape, sequence, q.data() + at, position);
         for (int64_t d = 0; d < shape.head_dim; ++d) {
           ASSERT_NEAR(out[static_cast<size_t>(at + d)], expected[static_cast<size_t>(d)], 2e-5)
-              << "head_dim " << shape.head_dim << " position " << position << " head " << head << " d " << d;
+              << "head_dim " << shape.head_dim << " position " << position << " head " << head
+              << " d " << d;
         }
       }
     }
@@ -54,10 +62,13 @@ TEST_P(AttentionTest, GivesTheBitsOfTheFirstTableForAnyNumberOfQueriesPerTask) {
   for (const AttentionShape& shape : Shapes()) {
     PagedSequence sequence(reference, shape, rng);
     const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
-    const std::vector<float> expected = RunAttention(reference, shape, sequence, q, 0, shape.length, 1);
+    const std::vector<float> expected =
+        RunAttention(reference, shape, sequence, q, 0, shape.length, 1);
     for (int64_t per_task = 1; per_task <= 40; per_task += shape.length > 100 ? 13 : 1) {
-      EXPECT_TRUE(SameBits(RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, per_task), expected))
-          << "head_dim " << shape.head_dim << " length " << shape.length << " per task " << per_task;
+      EXPECT_TRUE(SameBits(RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, per_task),
+                           expected))
+          << "head_dim " << shape.head_dim << " length " << shape.length << " per task "
+          << per_task;
     }
   }
 }
@@ -71,15 +82,18 @@ TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
     PagedSequence sequence(*GetParam(), shape, order);
     sequence.keys = RandomFloats(shape.length * shape.head_dim, rng);
     sequence.values = RandomFloats(shape.length * shape.head_dim, rng);
-    for (int64_t position = 0; position < shape.length; ++position) sequence.Write(*GetParam(), position);
+    for (int64_t position = 0; position < shape.length; ++position)
+      sequence.Write(*GetParam(), position);
     const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
-    const std::vector<float> out = RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+    const std::vector<float> out =
+        RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
     if (first.empty()) first = out;
     EXPECT_TRUE(SameBits(out, first)) << block_tokens;
   }
 }
 
-// What later positions hold must not matter: they may be a neighbour's leftovers in a page that is being filled.
+// What later positions hold must not matter: they may be a neighbour's leftovers in a page that is
+// being filled.
 TEST_P(AttentionTest, DoesNotDependOnWhatLaterSlotsHold) {
   std::mt19937 rng(6);
   const AttentionShape longer = {KvFormat::kF16, 64, 3, 40, 16, 0};
@@ -104,7 +118,8 @@ TEST_P(AttentionTest, OneVisibleTokenReturnsItsValue) {
   for (int64_t position = 0; position < shape.length; ++position) {
     for (int64_t head = 0; head < 2; ++head) {
       const auto from = sequence.values.begin() + position * 64;
-      EXPECT_TRUE(std::equal(from, from + 64, out.begin() + (position * 2 + head) * 64)) << position;
+      EXPECT_TRUE(std::equal(from, from + 64, out.begin() + (position * 2 + head) * 64))
+          << position;
     }
   }
 }
@@ -115,7 +130,8 @@ TEST_P(AttentionTest, StoresTheSameBytesAsTheFirstTable) {
     PagedSequence expected(*AvailableKernels().front(), shape, rng);
     std::mt19937 again(8);
     PagedSequence sequence(*GetParam(), shape, again);
-    EXPECT_TRUE(std::equal(sequence.arena().begin(), sequence.arena().end(), expected.arena().begin()));
+    EXPECT_TRUE(
+        std::equal(sequence.arena().begin(), sequence.arena().end(), expected.arena().begin()));
   }
 }
 

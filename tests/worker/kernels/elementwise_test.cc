@@ -25,7 +25,9 @@ class ElementwiseTest : public testing::TestWithParam<const KernelTable*> {
   const KernelTable& reference() { return *AvailableKernels().front(); }
 };
 
-std::string TableName(const testing::TestParamInfo<const KernelTable*>& info) { return std::string(info.param->name); }
+std::string TableName(const testing::TestParamInfo<const KernelTable*>& info) {
+  return std::string(info.param->name);
+}
 
 INSTANTIATE_TEST_SUITE_P(Tables, ElementwiseTest, testing::ValuesIn(AvailableKernels()), TableName);
 
@@ -41,7 +43,9 @@ std::vector<float> WideFloats(int64_t n, std::mt19937& rng) {
 }
 
 double Silu(double x) { return x / (1 + std::exp(-x)); }
-double Gelu(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double Gelu(double x) {
+  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
 
 TEST_P(ElementwiseTest, RmsNormAgreesWithDoubleAndMayBeInPlace) {
   std::mt19937 rng(11);
@@ -51,21 +55,25 @@ TEST_P(ElementwiseTest, RmsNormAgreesWithDoubleAndMayBeInPlace) {
     const std::vector<float> weight = RandomFloats(cols, rng);
     std::vector<float> y(x.size(), 9.0f), in_place = x, first(x.size(), 9.0f);
     table().rms_norm(x.data(), stride, rows, cols, weight.data(), 1e-5f, y.data(), stride);
-    table().rms_norm(in_place.data(), stride, rows, cols, weight.data(), 1e-5f, in_place.data(), stride);
+    table().rms_norm(in_place.data(), stride, rows, cols, weight.data(), 1e-5f, in_place.data(),
+                     stride);
     reference().rms_norm(x.data(), stride, rows, cols, weight.data(), 1e-5f, first.data(), stride);
     EXPECT_TRUE(SameBits(y, first)) << cols;
     for (int64_t row = 0; row < rows; ++row) {
       double squares = 0;
-      for (int64_t c = 0; c < cols; ++c) squares += std::pow(static_cast<double>(x[static_cast<size_t>(row * stride + c)]), 2);
+      for (int64_t c = 0; c < cols; ++c)
+        squares += std::pow(static_cast<double>(x[static_cast<size_t>(row * stride + c)]), 2);
       const double factor = 1 / std::sqrt(squares / static_cast<double>(cols) + 1e-5);
       for (int64_t c = 0; c < cols; ++c) {
         const auto at = static_cast<size_t>(row * stride + c);
         const double expected = x[at] * factor * weight[static_cast<size_t>(c)];
         // cols / 16 + 4 roundings of a sum of squares, halved by the root, and five more.
-        EXPECT_NEAR(y[at], expected, std::abs(expected) * (static_cast<double>(cols) / 32 + 8) * 0x1p-24 + 1e-37);
+        EXPECT_NEAR(y[at], expected,
+                    std::abs(expected) * (static_cast<double>(cols) / 32 + 8) * 0x1p-24 + 1e-37);
         EXPECT_EQ(y[at], in_place[at]);
       }
-      for (int64_t c = cols; c < stride; ++c) EXPECT_EQ(y[static_cast<size_t>(row * stride + c)], 9.0f);
+      for (int64_t c = cols; c < stride; ++c)
+        EXPECT_EQ(y[static_cast<size_t>(row * stride + c)], 9.0f);
     }
   }
 }
@@ -93,8 +101,10 @@ TEST_P(ElementwiseTest, RopeRotatesPairsOfBothStylesAndLeavesTheRest) {
             const auto a = static_cast<size_t>(h * head_dim + (halves ? i : 2 * i));
             const auto b = static_cast<size_t>(h * head_dim + (halves ? i + pairs : 2 * i + 1));
             const auto p = static_cast<size_t>(i);
-            expected[a] = static_cast<double>(x[a]) * cosine[p] - static_cast<double>(x[b]) * sine[p];
-            expected[b] = static_cast<double>(x[a]) * sine[p] + static_cast<double>(x[b]) * cosine[p];
+            expected[a] =
+                static_cast<double>(x[a]) * cosine[p] - static_cast<double>(x[b]) * sine[p];
+            expected[b] =
+                static_cast<double>(x[a]) * sine[p] + static_cast<double>(x[b]) * cosine[p];
           }
         }
         for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], expected[i], 1e-6);
@@ -132,9 +142,12 @@ TEST_P(ElementwiseTest, GatedActivationsAgreeWithDoubleAndWithTheFirstTable) {
     reference().gelu_multiply(gate.data(), up.data(), first.data(), n);
     EXPECT_TRUE(SameBits(gelu, first)) << n;
     for (size_t i = 0; i < gate.size(); ++i) {
-      // exp(-x) amplifies the rounding of its argument by |x|; where |x| is large and negative the result is tiny.
-      EXPECT_NEAR(silu[i], Silu(gate[i]) * up[i], 1e-6 * std::abs(gate[i] * up[i]) + 1e-37) << gate[i];
-      EXPECT_NEAR(gelu[i], Gelu(gate[i]) * up[i], 2e-6 * std::abs(gate[i] * up[i]) + 1e-37) << gate[i];
+      // exp(-x) amplifies the rounding of its argument by |x|; where |x| is large and negative the
+      // result is tiny.
+      EXPECT_NEAR(silu[i], Silu(gate[i]) * up[i], 1e-6 * std::abs(gate[i] * up[i]) + 1e-37)
+          << gate[i];
+      EXPECT_NEAR(gelu[i], Gelu(gate[i]) * up[i], 2e-6 * std::abs(gate[i] * up[i]) + 1e-37)
+          << gate[i];
     }
   }
 }
@@ -143,11 +156,14 @@ TEST_P(ElementwiseTest, GatedActivationsAgreeWithDoubleAndWithTheFirstTable) {
 TEST_P(ElementwiseTest, ActivationsAreFiniteOverTheWholeRangeAndKeepNan) {
   std::vector<float> gate;
   for (float x = -100.0f; x <= 100.0f; x += 0.0625f) gate.push_back(x);
-  for (float x : {-FLT_MAX, FLT_MAX, -1e30f, 1e30f, 0.0f, -0.0f, 88.7228f, -88.7228f, 87.3365f, -87.3366f}) gate.push_back(x);
+  for (float x :
+       {-FLT_MAX, FLT_MAX, -1e30f, 1e30f, 0.0f, -0.0f, 88.7228f, -88.7228f, 87.3365f, -87.3366f})
+    gate.push_back(x);
   const std::vector<float> up(gate.size(), 1.0f);
   std::vector<float> out(gate.size()), first(gate.size());
   table().silu_multiply(gate.data(), up.data(), out.data(), static_cast<int64_t>(gate.size()));
-  reference().silu_multiply(gate.data(), up.data(), first.data(), static_cast<int64_t>(gate.size()));
+  reference().silu_multiply(gate.data(), up.data(), first.data(),
+                            static_cast<int64_t>(gate.size()));
   EXPECT_TRUE(SameBits(out, first));
   for (size_t i = 0; i < gate.size(); ++i) {
     EXPECT_TRUE(std::isfinite(out[i])) << gate[i];
@@ -195,7 +211,8 @@ TEST_P(ElementwiseTest, ArgMaxAgreesWithALoop) {
   for (int round = 0; round < 300; ++round) {
     std::vector<float> x(1 + rng() % 200);
     for (float& v : x) v = static_cast<float>(rng() % 8);
-    EXPECT_EQ(table().argmax(x.data(), static_cast<int64_t>(x.size())), std::max_element(x.begin(), x.end()) - x.begin());
+    EXPECT_EQ(table().argmax(x.data(), static_cast<int64_t>(x.size())),
+              std::max_element(x.begin(), x.end()) - x.begin());
   }
 }
 
@@ -203,7 +220,8 @@ TEST_P(ElementwiseTest, QuantizationRoundsHalfToEvenWithinHalfAStep) {
   std::mt19937 rng(16);
   TestInput x(4, 576), first(4, 576);
   const std::vector<float> wide = WideFloats(4 * 576, rng);
-  for (int64_t i = 0; i < 4 * 576; ++i) x.at(i / 576, i % 576) = first.at(i / 576, i % 576) = wide[static_cast<size_t>(i)];
+  for (int64_t i = 0; i < 4 * 576; ++i)
+    x.at(i / 576, i % 576) = first.at(i / 576, i % 576) = wide[static_cast<size_t>(i)];
   x.Quantize(table());
   first.Quantize(reference());
   const QuantizedRows q = x.quantized(), r = first.quantized();
@@ -224,7 +242,8 @@ TEST_P(ElementwiseTest, QuantizationRoundsHalfToEvenWithinHalfAStep) {
       EXPECT_EQ(scale, largest / 127.0f);
       EXPECT_EQ(q.half_sums[2 * (row * q.block_stride + b)], sums[0]);
       EXPECT_EQ(q.half_sums[2 * (row * q.block_stride + b) + 1], sums[1]);
-      EXPECT_EQ(q.scaled_sum[row * q.block_stride + b], scale * static_cast<float>(sums[0] + sums[1]));
+      EXPECT_EQ(q.scaled_sum[row * q.block_stride + b],
+                scale * static_cast<float>(sums[0] + sums[1]));
       EXPECT_EQ(r.scaled_sum[row * q.block_stride + b], q.scaled_sum[row * q.block_stride + b]);
     }
   }
@@ -232,8 +251,8 @@ TEST_P(ElementwiseTest, QuantizationRoundsHalfToEvenWithinHalfAStep) {
 
 TEST_P(ElementwiseTest, QuantizationOfZerosDenormalsAndNonFiniteBlocks) {
   TestInput x(1, 192);
-  x.at(0, 33) = FLT_MIN / 2;   // denormal
-  x.at(0, 65) = FLT_MIN * 100; // the scale would be denormal
+  x.at(0, 33) = FLT_MIN / 2;    // denormal
+  x.at(0, 65) = FLT_MIN * 100;  // the scale would be denormal
   x.at(0, 97) = FLT_MIN * 128;
   x.at(0, 128) = kNan;
   x.at(0, 129) = 5.0f;
@@ -253,7 +272,8 @@ TEST_P(ElementwiseTest, QuantizationOfZerosDenormalsAndNonFiniteBlocks) {
   }
 }
 
-// Every binary16 through a page and back out: the same bits as the functions of worker/tensor, in this thread's denormal mode.
+// Every binary16 through a page and back out: the same bits as the functions of worker/tensor, in
+// this thread's denormal mode.
 TEST_P(ElementwiseTest, EveryHalfIsReadAsTheReferenceReadsIt) {
   const int64_t rows = 65536;
   std::vector<std::byte> stored(2 * rows);
@@ -276,12 +296,33 @@ TEST_P(ElementwiseTest, EveryHalfIsReadAsTheReferenceReadsIt) {
 }
 
 TEST_P(ElementwiseTest, StoredHalvesRoundAsTheReferenceRounds) {
-  std::vector<float> values = {0.0f, -0.0f, 65519.996f, 65520.0f, -65520.0f, kInfinity, -kInfinity, kNan, -kNan, 0x1p-24f, 0x1p-25f,
-                               0x1.000002p-25f, 0x1.8p-24f, 0x1p-14f, 0x1.ffcp-15f, FLT_MIN, FLT_MIN / 2, 1.0f + 0x1p-11f,
-                               1.0f + 3 * 0x1p-11f, std::bit_cast<float>(0x7f800001u), std::bit_cast<float>(0x7fa12345u)};
+  std::vector<float> values = {0.0f,
+                               -0.0f,
+                               65519.996f,
+                               65520.0f,
+                               -65520.0f,
+                               kInfinity,
+                               -kInfinity,
+                               kNan,
+                               -kNan,
+                               0x1p-24f,
+                               0x1p-25f,
+                               0x1.000002p-25f,
+                               0x1.8p-24f,
+                               0x1p-14f,
+                               0x1.ffcp-15f,
+                               FLT_MIN,
+                               FLT_MIN / 2,
+                               1.0f + 0x1p-11f,
+                               1.0f + 3 * 0x1p-11f,
+                               std::bit_cast<float>(0x7f800001u),
+                               std::bit_cast<float>(0x7fa12345u)};
   std::mt19937 rng(17);
-  while (values.size() < 40000) values.push_back(std::bit_cast<float>(static_cast<uint32_t>(rng())));
-  while (values.size() < 80000) values.push_back(std::ldexp(1.0f + static_cast<float>(rng() % 4096) * 0x1p-12f, static_cast<int>(rng() % 48) - 28));
+  while (values.size() < 40000)
+    values.push_back(std::bit_cast<float>(static_cast<uint32_t>(rng())));
+  while (values.size() < 80000)
+    values.push_back(std::ldexp(1.0f + static_cast<float>(rng() % 4096) * 0x1p-12f,
+                                static_cast<int>(rng() % 48) - 28));
   const int64_t head_dim = static_cast<int64_t>(values.size());
   for (KvFormat format : {KvFormat::kF16, KvFormat::kBF16}) {
     AlignedArray<std::byte> arena(2 * kPageTokens * head_dim * 2);

@@ -24,12 +24,22 @@ KVIST_INLINE void Store(float* p, Vec16 v) {
   _mm256_storeu_ps(p + 8, v.high);
 }
 KVIST_INLINE Vec16 Broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-KVIST_INLINE Int16Lanes BroadcastInt(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+KVIST_INLINE Int16Lanes BroadcastInt(int32_t x) {
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
 
-KVIST_INLINE Vec16 Add(Vec16 a, Vec16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-KVIST_INLINE Vec16 Sub(Vec16 a, Vec16 b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-KVIST_INLINE Vec16 Mul(Vec16 a, Vec16 b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
-KVIST_INLINE Vec16 Div(Vec16 a, Vec16 b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+KVIST_INLINE Vec16 Add(Vec16 a, Vec16 b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+KVIST_INLINE Vec16 Sub(Vec16 a, Vec16 b) {
+  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+KVIST_INLINE Vec16 Mul(Vec16 a, Vec16 b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+KVIST_INLINE Vec16 Div(Vec16 a, Vec16 b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
 // a * b + c rounded once.
 KVIST_INLINE Vec16 Fma(Vec16 a, Vec16 b, Vec16 c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
@@ -56,10 +66,13 @@ KVIST_INLINE Vec16 Select(Mask16 mask, Vec16 yes, Vec16 no) {
           _mm256_blendv_ps(no.high, yes.high, _mm256_castsi256_ps(mask.high))};
 }
 KVIST_INLINE Int16Lanes SelectInt(Mask16 mask, Int16Lanes yes, Int16Lanes no) {
-  return {_mm256_blendv_epi8(no.low, yes.low, mask.low), _mm256_blendv_epi8(no.high, yes.high, mask.high)};
+  return {_mm256_blendv_epi8(no.low, yes.low, mask.low),
+          _mm256_blendv_epi8(no.high, yes.high, mask.high)};
 }
 // a > b ? a : b, so b if either is NaN: what maxps does.
-KVIST_INLINE Vec16 Max(Vec16 a, Vec16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+KVIST_INLINE Vec16 Max(Vec16 a, Vec16 b) {
+  return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
 
 KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
   return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
@@ -67,7 +80,9 @@ KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
 KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
   return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
 }
-KVIST_INLINE Int16Lanes Bits(Vec16 a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
+KVIST_INLINE Int16Lanes Bits(Vec16 a) {
+  return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)};
+}
 KVIST_INLINE Int16Lanes AndInt(Int16Lanes a, int32_t bits) {
   const __m256i mask = _mm256_set1_epi32(bits);
   return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
@@ -88,7 +103,8 @@ KVIST_INLINE void StoreInt(int32_t* p, Int16Lanes v) {
 // The lanes' values, which must be within -128 .. 127.
 KVIST_INLINE void StoreBytes(int8_t* p, Int16Lanes v) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.low, v.high), 0xd8);
-  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  const __m128i bytes =
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
@@ -114,15 +130,18 @@ KVIST_INLINE Vec16 LoadHalf(const uint16_t* p) {
 }
 KVIST_INLINE Vec16 LoadBf16(const uint16_t* p) {
   const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+  const __m256i high =
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
 }
 KVIST_INLINE void StoreHalf(uint16_t* p, Vec16 v) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, kNearest));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, kNearest));
 }
-// Half to even by adding 0x7fff and the last kept bit; a NaN keeps its upper payload and becomes quiet.
+// Half to even by adding 0x7fff and the last kept bit; a NaN keeps its upper payload and becomes
+// quiet.
 KVIST_INLINE __m256i RoundToBf16(__m256 v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

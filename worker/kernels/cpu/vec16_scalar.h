@@ -1,5 +1,6 @@
-// Sixteen float lanes without instruction-set intrinsics: four compiler vectors of four, which every compiler can lower to
-// what the target has (SSE2 on any x86-64). The truth that the other tables are compared with.
+// Sixteen float lanes without instruction-set intrinsics: four compiler vectors of four, which
+// every compiler can lower to what the target has (SSE2 on any x86-64). The truth that the other
+// tables are compared with.
 #ifndef KVIST_WORKER_KERNELS_CPU_VEC16_SCALAR_H_
 #define KVIST_WORKER_KERNELS_CPU_VEC16_SCALAR_H_
 
@@ -63,8 +64,8 @@ KVIST_INLINE Vec16 Fma(Vec16 a, Vec16 b, Vec16 c) {
     const Float4 x = a.part[i];
     const Float4 y = b.part[i];
     const Float4 z = c.part[i];
-    r.part[i] = Float4{std::fma(x[0], y[0], z[0]), std::fma(x[1], y[1], z[1]), std::fma(x[2], y[2], z[2]),
-                       std::fma(x[3], y[3], z[3])};
+    r.part[i] = Float4{std::fma(x[0], y[0], z[0]), std::fma(x[1], y[1], z[1]),
+                       std::fma(x[2], y[2], z[2]), std::fma(x[3], y[3], z[3])};
   }
   return r;
 }
@@ -98,7 +99,8 @@ KVIST_INLINE Vec16 Select(Mask16 mask, Vec16 yes, Vec16 no) {
   return r;
 }
 KVIST_INLINE Int16Lanes SelectInt(Mask16 mask, Int16Lanes yes, Int16Lanes no) {
-  for (int i = 0; i < 4; ++i) no.part[i] = (mask.part[i] & yes.part[i]) | (~mask.part[i] & no.part[i]);
+  for (int i = 0; i < 4; ++i)
+    no.part[i] = (mask.part[i] & yes.part[i]) | (~mask.part[i] & no.part[i]);
   return no;
 }
 // a > b ? a : b, so b if either is NaN.
@@ -153,8 +155,8 @@ KVIST_INLINE float MaxLane(Vec16 v) {
 }
 KVIST_INLINE float SquareRoot(float x) { return std::sqrt(x); }
 
-// binary16 to float by integer operations and one exact int-to-float conversion for denormals, so that the thread's
-// denormal mode does not matter.
+// binary16 to float by integer operations and one exact int-to-float conversion for denormals, so
+// that the thread's denormal mode does not matter.
 KVIST_INLINE Vec16 LoadHalf(const uint16_t* p) {
   Vec16 r;
   for (int i = 0; i < 4; ++i) {

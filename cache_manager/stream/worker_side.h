@@ -1,0 +1,70 @@
+// The worker's side of its stream to one manager.
+#ifndef KVIST_CACHE_MANAGER_STREAM_WORKER_SIDE_H_
+#define KVIST_CACHE_MANAGER_STREAM_WORKER_SIDE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "cache_manager/snapshot.h"
+#include "cache_manager/stream/messages.h"
+
+namespace kvist::cache_manager {
+
+// A pure state machine: messages in, messages out, time as an argument (milliseconds, monotonic).
+// Takes events from the log, reads pools and sessions for snapshots, and executes commands on them.
+// What it is asked to send waits where it is (the log, the builder), so that a slow manager costs
+// bounded memory: beyond it the log drops events and a snapshot heals the mirror. Single-threaded,
+// on the thread of the pools (the engine's, between steps).
+class WorkerSide {
+ public:
+  struct Sources {
+    Pools pools;
+    SessionTable* sessions = nullptr;
+    EventLog* log = nullptr;
+  };
+
+  // REQUIRES: the sources outlive it; `info` describes the pools.
+  WorkerSide(WorkerInfo info, const Sources& sources);
+
+  // A connection stands: returns the first message to send on it. What the last connection had
+  // under way is dropped.
+  Hello Connect(int64_t now_ms);
+  void Disconnect();
+  bool connected() const { return connected_; }
+
+  // A message came. INVALID_ARGUMENT: close the connection; nothing changed.
+  absl::Status Receive(const ManagerMessage& message);
+
+  // At most `max_messages` messages to send now, in this order; the rest comes with the next call.
+  // Call once per engine step, at least every 100 ms. Empty while not connected.
+  std::vector<WorkerMessage> Poll(int64_t now_ms, const WorkerLoad& load, size_t max_messages);
+
+ private:
+  CommandOutcome Execute(const EvictCommand& command);
+  CommandOutcome Evict(const EvictCommand& command);
+  void EvictSession(const SessionId& session, CommandOutcome& outcome);
+  void Remember(const CommandOutcome& outcome);
+  SnapshotChunk NextChunk();
+
+  const WorkerInfo info_;
+  const Sources sources_;
+  bool connected_ = false;
+  int64_t heartbeat_interval_ms_;
+  std::optional<int64_t> last_heartbeat_ms_;  // nullopt: one is due
+  std::optional<SnapshotBuilder> snapshot_;
+  uint64_t resync_id_ = 0;
+  uint32_t next_chunk_ = 0;
+  uint64_t intent_version_ = 0;  // newest seen
+  std::deque<CommandOutcome> outcomes_;  // to send
+  absl::flat_hash_map<RequestId, CommandOutcome> executed_;
+  std::deque<RequestId> executed_order_;  // oldest first
+};
+
+}  // namespace kvist::cache_manager
+
+#endif  // KVIST_CACHE_MANAGER_STREAM_WORKER_SIDE_H_

@@ -1,0 +1,377 @@
+#include "worker/engine/engine_core.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/base/status.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/hash_backend.h"
+#include "tests/support/hash_reference.h"
+#include "tests/support/recording_sink.h"
+#include "tests/support/simulated_clock.h"
+
+namespace kvist::worker {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class EngineCoreTest : public testing::Test {
+ protected:
+  void Make() {
+    core = std::make_unique<EngineCore>(
+        options, std::make_unique<HashBackend>(backend, control), &clock);
+  }
+  std::shared_ptr<RecordingSink> Add(GenerateRequest request) {
+    EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
+    auto sink = std::make_shared<RecordingSink>(static_cast<int64_t>(request.generated_ids.size()));
+    core->Add(std::move(request), sink, clock.Now());
+    return sink;
+  }
+  bool Step() {
+    clock.Advance(std::chrono::milliseconds(1));
+    const bool ran = core->Step();
+    EXPECT_TRUE(core->CheckInvariants().ok()) << core->CheckInvariants();
+    return ran;
+  }
+  void RunToEnd() {
+    for (int step = 0; !core->idle(); ++step) {
+      ASSERT_TRUE(Step()) << "live requests and nothing runs";
+      ASSERT_LT(step, 100000);
+    }
+  }
+  void ExpectNothingActive() {
+    for (const auto& pool : core->state().pools) {
+      EXPECT_EQ(pool->Counts().active, 0);
+      EXPECT_EQ(pool->Counts().reserved, 0);
+    }
+    EXPECT_TRUE(core->CheckInvariants().ok());
+  }
+
+  HashBackendOptions backend;
+  EngineOptions options;
+  std::shared_ptr<HashBackendControl> control = std::make_shared<HashBackendControl>();
+  SimulatedClock clock;
+  std::unique_ptr<EngineCore> core;
+};
+
+TEST_F(EngineCoreTest, GeneratesWhatTheModelSays) {
+  Make();
+  const GenerateRequest request = RequestOf("a", Ids(40, 1), 30);
+  auto sink = Add(request);
+  RunToEnd();
+  EXPECT_EQ(sink->ids, ByDefinition(backend, request));
+  ASSERT_TRUE(sink->finished.has_value());
+  EXPECT_EQ(sink->finished->reason, FinishReason::kLength);
+  EXPECT_TRUE(sink->finished->status.ok());
+  EXPECT_EQ(sink->finished->prompt_tokens, 40);
+  EXPECT_EQ(sink->finished->generated_tokens, 30);
+  EXPECT_EQ(sink->finished->cached_tokens, 0);
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, ProgressRisesToThePromptInChunksOfTheBudget) {
+  options.max_step_tokens = 64;
+  Make();
+  auto sink = Add(RequestOf("a", Ids(150, 1), 2));
+  RunToEnd();
+  EXPECT_THAT(sink->progress, ElementsAre(64, 128, 150));
+}
+
+TEST_F(EngineCoreTest, ASecondRequestFindsThePrefixAndGivesTheSame) {
+  Make();
+  const GenerateRequest request = RequestOf("a", Ids(100, 1), 20);
+  auto cold = Add(request);
+  RunToEnd();
+  const uint64_t cold_tokens = control->tokens;
+  auto warm = Add(request);
+  RunToEnd();
+  EXPECT_EQ(warm->ids, cold->ids);
+  EXPECT_EQ(warm->finished->cached_tokens, 99);  // all but the last: 6 blocks and 3 tokens of a seventh
+  EXPECT_EQ(control->tokens - cold_tokens, 1u + 19u);
+  EXPECT_GT(control->copies, 0u);
+}
+
+TEST_F(EngineCoreTest, AnotherTenantsSaltFindsNothing) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(100, 1), 5);
+  request.tenant_salt = "one";
+  auto first = Add(request);
+  RunToEnd();
+  request.tenant_salt = "two";
+  auto second = Add(request);
+  RunToEnd();
+  EXPECT_EQ(second->ids, first->ids);
+  EXPECT_EQ(second->finished->cached_tokens, 0);
+}
+
+TEST_F(EngineCoreTest, APartialBlockIsContinuedByCopyWithoutTouchingTheOriginal) {
+  Make();
+  const std::vector<int32_t> stem = Ids(40, 3);
+  std::vector<int32_t> left = stem, right = stem;
+  left.push_back(1);
+  right.push_back(2);
+  auto a = Add(RequestOf("a", left, 4));
+  RunToEnd();
+  auto b = Add(RequestOf("b", right, 4));
+  RunToEnd();
+  EXPECT_EQ(b->finished->cached_tokens, 40);
+  EXPECT_EQ(b->ids, ByDefinition(backend, RequestOf("b", right, 4)));
+  auto again = Add(RequestOf("c", left, 4));
+  RunToEnd();
+  EXPECT_EQ(again->ids, a->ids);
+}
+
+TEST_F(EngineCoreTest, WindowedGroupsGiveUpBlocksAndHitOnTheLastWindow) {
+  backend.windows = {0, 24};
+  backend.context_tokens = 800;
+  Make();
+  const GenerateRequest request = RequestOf("a", Ids(300, 2), 40);
+  auto cold = Add(request);
+  int32_t most_windowed = 0;
+  while (!core->idle()) {
+    Step();
+    most_windowed = std::max(most_windowed, core->state().pools[1]->Counts().active);
+  }
+  EXPECT_EQ(cold->ids, ByDefinition(backend, request));
+  EXPECT_LE(most_windowed, 16 + 3);  // a chunk of 256 and the window
+  auto warm = Add(request);
+  RunToEnd();
+  EXPECT_EQ(warm->ids, cold->ids);
+  EXPECT_EQ(warm->finished->cached_tokens, 299);
+}
+
+TEST_F(EngineCoreTest, KindNoneKeepsNothingAndGivesTheSame) {
+  backend.windows = {0, 24};
+  options.max_step_tokens = 64;
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(100, 4), 10);
+  auto paged = Add(request);
+  RunToEnd();
+  const uint64_t before = control->tokens;
+  request.cache.kind = CacheKind::kNone;
+  auto none = Add(request);
+  RunToEnd();
+  EXPECT_EQ(none->ids, paged->ids);
+  EXPECT_EQ(none->finished->cached_tokens, 0);
+  EXPECT_EQ(control->tokens - before, 10u * 100u + 45u);  // 100, 101, ... 109
+  EXPECT_THAT(none->progress, ElementsAre(64, 100));
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, OneBlockLessThanNeededIsRefusedAndExactlyEnoughRuns) {
+  backend.num_blocks = 4;
+  Make();
+  GenerateRequest fits = RequestOf("a", Ids(64, 1), 100);
+  ASSERT_TRUE(PrepareRequest(core->limits(), &fits).ok());
+  EXPECT_EQ(fits.stop.max_new_tokens, 1);  // stores nothing of its own
+  auto sink = Add(RequestOf("a", Ids(64, 1), 100));
+  RunToEnd();
+  EXPECT_EQ(sink->finished->reason, FinishReason::kLength);
+  GenerateRequest over = RequestOf("b", Ids(65, 1), 1);
+  const absl::Status status = PrepareRequest(core->limits(), &over);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("KV memory"));
+}
+
+TEST_F(EngineCoreTest, DecodesGoOnWhileALongPromptIsRead) {
+  options.max_step_tokens = 32;
+  Make();
+  auto short_one = Add(RequestOf("short", Ids(8, 1), 60));
+  Step();
+  auto long_one = Add(RequestOf("long", Ids(400, 2), 1));
+  for (size_t step = 2; !long_one->finished.has_value(); ++step) {
+    Step();
+    EXPECT_EQ(short_one->ids.size(), step);  // one token every step
+  }
+}
+
+TEST_F(EngineCoreTest, PreemptionChangesNoToken) {
+  backend.num_blocks = 8;
+  Make();
+  std::vector<GenerateRequest> requests;
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 3; ++i) {
+    requests.push_back(RequestOf(Numbered("r", i), Ids(20, i), 70));
+    sinks.push_back(Add(requests.back()));
+  }
+  RunToEnd();
+  EXPECT_GT(core->stats().preemptions, 0u);
+  EXPECT_EQ(sinks[0]->finished->preemptions, 0);  // the first is never the victim
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(sinks[i]->ids, ByDefinition(backend, requests[i]));
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, HigherPriorityIsServedFirst) {
+  options.max_running_sequences = 1;
+  Make();
+  GenerateRequest low = RequestOf("low", Ids(8, 1), 3);
+  GenerateRequest high = RequestOf("high", Ids(8, 2), 3);
+  low.priority = -1;
+  high.priority = 1;
+  auto low_sink = Add(low);
+  auto high_sink = Add(high);
+  while (!high_sink->finished.has_value()) Step();
+  EXPECT_TRUE(low_sink->ids.empty());
+  RunToEnd();
+  EXPECT_EQ(low_sink->ids, ByDefinition(backend, low));
+}
+
+TEST_F(EngineCoreTest, AStopIdEndsAndBelongsToTheIds) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(30, 1), 50);
+  const std::vector<int32_t> free_run = ByDefinition(backend, request);
+  request.stop.stop_ids = {free_run[10]};
+  auto sink = Add(request);
+  RunToEnd();
+  EXPECT_EQ(sink->finished->reason, FinishReason::kStop);
+  EXPECT_EQ(sink->ids.back(), free_run[10]);
+  EXPECT_EQ(sink->ids, ByDefinition(backend, request));
+}
+
+TEST_F(EngineCoreTest, StopIdsAreNotChosenBeforeMinNewTokens) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(30, 1), 50);
+  const std::vector<int32_t> free_run = ByDefinition(backend, request);
+  request.stop.stop_ids = {free_run[2], free_run[5]};
+  request.stop.min_new_tokens = 20;
+  auto sink = Add(request);
+  RunToEnd();
+  EXPECT_GT(sink->ids.size(), 20u);
+  EXPECT_EQ(sink->ids, ByDefinition(backend, request));
+}
+
+TEST_F(EngineCoreTest, AReplayGoesOnWhereTheEarlierAttemptStopped) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(30, 1), 40);
+  request.sampling.temperature = 1.0f;
+  request.sampling.seed = 5;
+  request.sampling.repetition_penalty = 1.3f;
+  request.sampling.presence_penalty = 0.5f;
+  const std::vector<int32_t> whole = ByDefinition(backend, request);
+  request.generated_ids.assign(whole.begin(), whole.begin() + 17);
+  auto sink = Add(request);
+  RunToEnd();
+  EXPECT_EQ(sink->ids, std::vector<int32_t>(whole.begin() + 17, whole.end()));
+  EXPECT_EQ(sink->outputs[0].index, 17);
+  EXPECT_EQ(sink->finished->generated_tokens, 40);
+}
+
+TEST_F(EngineCoreTest, AReplayOfACompleteAnswerEndsWithoutAToken) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(30, 1), 5);
+  request.generated_ids = ByDefinition(backend, request);
+  auto full = Add(request);
+  ASSERT_TRUE(full->finished.has_value());
+  EXPECT_EQ(full->finished->reason, FinishReason::kLength);
+  request.stop.max_new_tokens = 50;
+  request.stop.stop_ids = {request.generated_ids.back()};
+  auto stopped = Add(request);
+  ASSERT_TRUE(stopped->finished.has_value());
+  EXPECT_EQ(stopped->finished->reason, FinishReason::kStop);
+  EXPECT_TRUE(core->idle());
+}
+
+TEST_F(EngineCoreTest, CancelEndsWaitingPrefillingAndDecodingRequestsOnce) {
+  options.max_running_sequences = 2;
+  options.max_step_tokens = 32;
+  Make();
+  auto decoding = Add(RequestOf("decoding", Ids(8, 1), 100));
+  Step();
+  auto prefilling = Add(RequestOf("prefilling", Ids(200, 2), 10));
+  auto waiting = Add(RequestOf("waiting", Ids(8, 3), 10));
+  Step();
+  ASSERT_FALSE(prefilling->progress.empty());
+  ASSERT_TRUE(waiting->progress.empty());
+  for (const char* id : {"decoding", "prefilling", "waiting", "waiting", "unknown"}) {
+    core->Cancel(RequestId(id));
+  }
+  for (const auto& sink : {decoding, prefilling, waiting}) {
+    ASSERT_TRUE(sink->finished.has_value());
+    EXPECT_EQ(sink->finished->reason, FinishReason::kCancelled);
+    EXPECT_EQ(sink->finished->status.code(), absl::StatusCode::kCancelled);
+  }
+  EXPECT_EQ(decoding->finished->generated_tokens, 2);
+  EXPECT_TRUE(core->idle());
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, ADeadlineEndsQueuedAndDecodingRequests) {
+  options.max_running_sequences = 1;
+  Make();
+  GenerateRequest first = RequestOf("first", Ids(8, 1), 100);
+  GenerateRequest second = RequestOf("second", Ids(8, 2), 100);
+  first.deadline = clock.Now() + std::chrono::milliseconds(10);
+  second.deadline = clock.Now() + std::chrono::milliseconds(5);
+  auto decoding = Add(first);
+  auto queued = Add(second);
+  for (int i = 0; i < 20 && !core->idle(); ++i) Step();
+  EXPECT_EQ(decoding->finished->reason, FinishReason::kDeadline);
+  EXPECT_EQ(queued->finished->reason, FinishReason::kDeadline);
+  EXPECT_EQ(queued->finished->status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(decoding->ids.size(), 9u);
+  EXPECT_TRUE(queued->ids.empty());
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, AFailedStepEndsItsRequestsAndTheNextOnesRun) {
+  Make();
+  auto sink = Add(RequestOf("a", Ids(20, 1), 10));
+  Step();
+  control->fail_next_run = true;
+  Step();
+  ASSERT_TRUE(sink->finished.has_value());
+  EXPECT_EQ(sink->finished->reason, FinishReason::kError);
+  EXPECT_EQ(sink->finished->status.code(), absl::StatusCode::kInternal);
+  ExpectNothingActive();
+  const GenerateRequest next = RequestOf("b", Ids(20, 1), 10);
+  auto next_sink = Add(next);
+  RunToEnd();
+  EXPECT_EQ(next_sink->ids, ByDefinition(backend, next));
+}
+
+TEST_F(EngineCoreTest, LogitsThatAreNoNumbersEndTheRequestWithAnError) {
+  Make();
+  auto sink = Add(RequestOf("a", Ids(20, 1), 10));
+  control->nan_next_run = true;
+  Step();
+  ASSERT_TRUE(sink->finished.has_value());
+  EXPECT_EQ(sink->finished->status.code(), absl::StatusCode::kInternal);
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, SecondsAreCountedFromTheQueueOn) {
+  options.max_running_sequences = 1;
+  Make();
+  auto first = Add(RequestOf("first", Ids(8, 1), 5));
+  auto second = Add(RequestOf("second", Ids(8, 2), 5));
+  RunToEnd();
+  EXPECT_NEAR(second->finished->queue_seconds, 0.006, 1e-9);
+  EXPECT_NEAR(second->finished->prefill_seconds, 0.0, 1e-9);
+  EXPECT_NEAR(second->finished->decode_seconds, 0.004, 1e-9);
+}
+
+TEST_F(EngineCoreTest, ASessionHoldsItsChainAfterTheTurnAndIsIdle) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(40, 1), 10);
+  request.session = SessionId("s");
+  request.tenant = TenantId("t");
+  Add(request);
+  Step();
+  auto& sessions = core->state().sessions;
+  EXPECT_EQ(sessions.Chain(SessionId("s"), 0).size(), 2u);
+  EXPECT_EQ(sessions.FactsAt(0)->phase, cache_manager::SessionPhase::kActive);
+  EXPECT_EQ(sessions.HoldingAt(0, 0).partial_blocks, 1u);
+  RunToEnd();
+  EXPECT_EQ(sessions.Chain(SessionId("s"), 0).size(), 3u);  // 49 stored tokens
+  EXPECT_EQ(sessions.FactsAt(0)->phase, cache_manager::SessionPhase::kIdle);
+  EXPECT_EQ(sessions.HoldingAt(0, 0).partial_blocks, 0u);
+}
+
+}  // namespace
+}  // namespace kvist::worker

@@ -1,0 +1,259 @@
+// Random mixed loads against lone answers by definition: pools far too small, shared prefixes, windows, formats, kinds,
+// priorities, sessions, cancels and deadlines; invariants after each step, and a mirror fed with the events.
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/support/hash_backend.h"
+#include "tests/support/hash_reference.h"
+#include "tests/support/recording_sink.h"
+#include "tests/support/simulated_clock.h"
+#include "worker/engine/engine_core.h"
+
+namespace kvist::worker {
+namespace {
+
+using cache_manager::BlockKey;
+
+// What the events say, kept as simply as can be.
+class NaiveMirror {
+ public:
+  void Drain(cache_manager::EventLog& log) {
+    while (log.waiting() > 0) {
+      const cache_manager::EventRun run = log.TakeBatch();
+      EXPECT_EQ(run.first_seq, next_seq_);
+      next_seq_ += run.events.size();
+      for (const cache_manager::Event& event : run.events) {
+        std::visit([this](const auto& e) { Apply(e); }, event);
+      }
+    }
+  }
+  void ExpectEqual(EngineState state) const {
+    for (size_t p = 0; p < state.pools.size(); ++p) {
+      std::set<BlockKey> named;
+      const cache_manager::BlockPool& pool = *state.pools[p];
+      for (int32_t b = 0; b < pool.options().num_blocks; ++b) {
+        if (!pool.Facts(b).key.empty()) named.insert(pool.Facts(b).key);
+      }
+      const auto stored = stored_.find(p);
+      EXPECT_EQ(stored == stored_.end() ? std::set<BlockKey>{} : stored->second, named);
+    }
+    EXPECT_EQ(phases_.size(), state.sessions.size());
+    for (const auto& [place, chain] : chains_) {
+      const auto held = state.sessions.Chain(place.first, place.second);
+      EXPECT_EQ(chain, std::vector<BlockKey>(held.begin(), held.end()));
+    }
+  }
+  void ExpectAllIdleWithoutUnnamedBlocks() const {
+    for (const auto& [session, phase] : phases_) {
+      EXPECT_EQ(phase, cache_manager::SessionPhase::kIdle) << session.value();
+    }
+    for (const auto& [place, blocks] : unnamed_) EXPECT_EQ(blocks, 0u);
+  }
+
+ private:
+  void Apply(const cache_manager::BlockStored& e) {
+    EXPECT_TRUE(stored_[e.pool].insert(e.key).second);
+  }
+  void Apply(const cache_manager::BlockEvicted& e) { EXPECT_EQ(stored_[e.pool].erase(e.key), 1u); }
+  void Apply(const cache_manager::SessionHolds& e) {
+    std::vector<BlockKey>& chain = chains_[{e.session, e.pool}];
+    ASSERT_LE(e.first_block, chain.size());
+    chain.resize(e.first_block);
+    chain.insert(chain.end(), e.keys.begin(), e.keys.end());
+    phases_.try_emplace(e.session, cache_manager::SessionPhase::kActive);
+  }
+  void Apply(const cache_manager::SessionReleased& e) {
+    std::erase_if(chains_, [&](const auto& c) { return c.first.first == e.session; });
+    std::erase_if(unnamed_, [&](const auto& c) { return c.first.first == e.session; });
+    phases_.erase(e.session);
+  }
+  void Apply(const cache_manager::SessionUnnamed& e) {
+    unnamed_[{e.session, e.pool}] = e.partial_blocks + e.reserved_blocks;
+  }
+  void Apply(const cache_manager::SessionPhaseChanged& e) { phases_[e.session] = e.phase; }
+
+  uint64_t next_seq_ = 1;
+  std::map<size_t, std::set<BlockKey>> stored_;
+  std::map<std::pair<SessionId, uint16_t>, std::vector<BlockKey>> chains_;
+  std::map<std::pair<SessionId, uint16_t>, uint32_t> unnamed_;
+  std::map<SessionId, cache_manager::SessionPhase> phases_;
+};
+
+struct LoadOptions {
+  uint64_t seed = 0;
+  int requests = 60;
+  int64_t longest_prompt = 120;
+  int64_t most_new = 40;
+  double cancel_share = 0.0;    // of all requests; half of them by deadline
+  int64_t check_every = 1;      // steps
+};
+
+struct Running {
+  GenerateRequest request;
+  std::shared_ptr<RecordingSink> sink;
+};
+
+class Load {
+ public:
+  explicit Load(const LoadOptions& options) : options_(options), random_(options.seed) {
+    const std::vector<std::vector<int64_t>> windows = {{0}, {0, 24}, {0, 40, 16}, {20}};
+    backend_.windows = windows[Below(windows.size())];
+    if (Below(2) == 0) backend_.formats.push_back(KvFormat::kF32);
+    backend_.block_tokens = Below(3) == 0 ? 32 : 16;
+    // From one longest request at a time to a comfortable pool.
+    const int64_t longest = options.longest_prompt + options.most_new;
+    backend_.num_blocks = static_cast<int32_t>(longest / backend_.block_tokens + 1 + Below(12));
+    engine_.max_running_sequences = static_cast<int32_t>(1 + Below(12));
+    engine_.max_step_tokens = engine_.max_running_sequences + static_cast<int64_t>(Below(100));
+    control_->on_run = [this](const Batch& batch) {
+      EXPECT_LE(batch.TotalTokens(), engine_.max_step_tokens);
+      EXPECT_LE(batch.slices.size(), static_cast<size_t>(engine_.max_running_sequences));
+    };
+    for (int i = 0; i < 4; ++i) stems_.push_back(Ids(options.longest_prompt, 100 + i));
+    core_ = std::make_unique<EngineCore>(
+        engine_, std::make_unique<HashBackend>(backend_, control_), &clock_);
+  }
+
+  void Run() {
+    int added = 0;
+    for (int64_t step = 0; added < options_.requests || !core_->idle(); ++step) {
+      ASSERT_LT(step, 1000000);
+      while (added < options_.requests && (core_->idle() || Below(3) == 0)) AddRequest(added++);
+      if (Below(100) < 100 * options_.cancel_share) CancelSome();
+      clock_.Advance(std::chrono::milliseconds(1));
+      const bool ran = core_->Step();
+      ASSERT_TRUE(ran || core_->idle()) << "live requests and nothing runs";
+      mirror_.Drain(core_->state().events);
+      if (step % options_.check_every == 0) {
+        const absl::Status status = core_->CheckInvariants();
+        ASSERT_TRUE(status.ok()) << status;
+      }
+    }
+    CheckEnd();
+  }
+  const EngineStats stats() const { return core_->stats(); }
+
+ private:
+  uint64_t Below(uint64_t n) { return random_() % n; }
+
+  GenerateRequest RandomRequest(int number) {
+    std::vector<int32_t> prompt;
+    const std::vector<int32_t>& stem = stems_[Below(stems_.size())];
+    const size_t length = 1 + Below(static_cast<uint64_t>(options_.longest_prompt));
+    prompt.assign(stem.begin(), stem.begin() + static_cast<int64_t>(length));
+    if (Below(2) == 0) {
+      for (size_t i = length / 2 + Below(length / 2 + 1); i < length; ++i) {
+        prompt[i] = static_cast<int32_t>(Below(64));
+      }
+    }
+    GenerateRequest request = RequestOf(Numbered("r", number), std::move(prompt),
+                                        1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
+    if (Below(2) == 0) {
+      request.sampling = {.temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f,
+                          .seed = random_()};
+    }
+    if (Below(3) == 0) request.stop.stop_ids = {static_cast<int32_t>(Below(64)), 5};
+    if (Below(4) == 0) request.stop.min_new_tokens = request.stop.max_new_tokens / 2;
+    if (Below(8) == 0) request.cache.kind = CacheKind::kNone;
+    if (Below(3) == 0) request.cache.kv_format = backend_.formats.back();
+    if (Below(4) == 0) request.priority = static_cast<int32_t>(Below(3)) - 1;
+    request.tenant_salt = Below(5) == 0 ? "other" : "";
+    if (Below(2) == 0) request.session = SessionId(Numbered("s", static_cast<int>(Below(20))));
+    if (Below(100) < 50 * options_.cancel_share) {
+      request.deadline = clock_.Now() + std::chrono::milliseconds(Below(60));
+    }
+    return request;
+  }
+
+  void AddRequest(int number) {
+    GenerateRequest request = RandomRequest(number);
+    ASSERT_TRUE(PrepareRequest(core_->limits(), &request).ok());
+    auto sink = std::make_shared<RecordingSink>();
+    all_.push_back({request, sink});
+    core_->Add(request, sink, clock_.Now());
+  }
+
+  void CancelSome() {
+    if (all_.empty()) return;
+    const size_t back = std::min<size_t>(all_.size(), 1 + Below(20));
+    core_->Cancel(all_[all_.size() - back].request.id);
+  }
+
+  void CheckEnd() {
+    for (const Running& r : all_) {
+      ASSERT_TRUE(r.sink->finished.has_value());
+      const FinishInfo& info = *r.sink->finished;
+      ASSERT_NE(info.reason, FinishReason::kError) << info.status;
+      std::vector<int32_t> expected = ByDefinition(backend_, r.request);
+      if (info.reason == FinishReason::kCancelled || info.reason == FinishReason::kDeadline) {
+        ASSERT_LE(r.sink->ids.size(), expected.size());
+        expected.resize(r.sink->ids.size());
+      }
+      ASSERT_EQ(r.sink->ids, expected) << r.request.id.value() << " seed " << options_.seed;
+    }
+    EngineState state = core_->state();
+    for (const auto& pool : state.pools) {
+      EXPECT_EQ(pool->Counts().active, 0);
+      EXPECT_EQ(pool->Counts().reserved, 0);
+    }
+    EXPECT_EQ(state.load.running_sequences + state.load.waiting_sequences, 0u);
+    mirror_.ExpectEqual(state);
+    mirror_.ExpectAllIdleWithoutUnnamedBlocks();
+    EXPECT_TRUE(core_->CheckInvariants().ok()) << core_->CheckInvariants();
+  }
+
+  LoadOptions options_;
+  std::mt19937_64 random_;
+  HashBackendOptions backend_;
+  EngineOptions engine_;
+  std::shared_ptr<HashBackendControl> control_ = std::make_shared<HashBackendControl>();
+  SimulatedClock clock_;
+  std::unique_ptr<EngineCore> core_;
+  std::vector<std::vector<int32_t>> stems_;
+  std::vector<Running> all_;
+  NaiveMirror mirror_;
+};
+
+TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
+  uint64_t preemptions = 0, hits = 0;
+  for (uint64_t seed = 1; seed <= 30; ++seed) {
+    // Short prompts with long answers outgrow the pools most often.
+    const bool grows = seed % 2 == 0;
+    Load load({.seed = seed,
+               .longest_prompt = grows ? 40 : 120,
+               .most_new = grows ? 160 : 40});
+    load.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    preemptions += load.stats().preemptions;
+    hits += load.stats().prefix_tokens_hit;
+  }
+  // The loads are worth nothing without these.
+  EXPECT_GT(preemptions, 100u);
+  EXPECT_GT(hits, 1000u);
+}
+
+TEST(EngineLoadTest, CancelsAndDeadlinesLeaveNothingBehind) {
+  for (uint64_t seed = 101; seed <= 115; ++seed) {
+    Load load({.seed = seed, .cancel_share = 0.5});
+    load.Run();
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+TEST(EngineLoadTest, AThousandRequestsWithRandomCancelsLeaveNothingActive) {
+  Load load({.seed = 4711, .requests = 1000, .cancel_share = 0.3, .check_every = 10});
+  load.Run();
+  EXPECT_GT(load.stats().finished[static_cast<size_t>(FinishReason::kCancelled)], 50u);
+  EXPECT_GT(load.stats().finished[static_cast<size_t>(FinishReason::kDeadline)], 20u);
+  EXPECT_GT(load.stats().finished[static_cast<size_t>(FinishReason::kLength)], 200u);
+}
+
+}  // namespace
+}  // namespace kvist::worker

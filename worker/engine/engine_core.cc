@@ -1,0 +1,417 @@
+// Invariants:
+//   1. every live request is in the scheduler once, waiting or running; a waiting one holds no blocks
+//   2. known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
+//   3. blocks referenced in the pools = blocks in the tables of the running ones
+//   4. unscheduled = live requests without a first schedule
+#include "worker/engine/engine_core.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/status.h"
+
+namespace kvist::worker {
+namespace {
+
+// Every decode must fit into a step and have a row of logits.
+Scheduler::Options SchedulerOptions(const EngineOptions& options, const Backend& backend) {
+  const int64_t step = std::min(options.max_step_tokens, backend.max_batch_tokens());
+  return {.max_running_sequences = static_cast<int32_t>(std::min<int64_t>(
+              {options.max_running_sequences, step, backend.max_logit_rows()})),
+          .max_step_tokens = step};
+}
+
+LiveRequest& LiveOf(Sequence& sequence) { return static_cast<LiveRequest&>(sequence); }
+
+}  // namespace
+
+EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> backend,
+                       const Clock* clock)
+    : options_(options),
+      backend_(std::move(backend)),
+      clock_(clock),
+      events_({.num_pools = backend_->pools().size()}),
+      sessions_(options.max_sessions, &events_),
+      session_holds_(backend_->pools().size(), &sessions_),
+      scheduler_(SchedulerOptions(options, *backend_), this),
+      sampler_(backend_->model().vocab) {
+  limits_.vocab = backend_->model().vocab;
+  limits_.context_tokens = backend_->model().context_tokens;
+  MakePools();
+}
+
+EngineCore::~EngineCore() {
+  EndAll(Unavailable(ErrorReason::kDraining, "the worker has stopped"));
+}
+
+void EngineCore::MakePools() {
+  const std::vector<LayerGroup>& groups = backend_->model().groups;
+  const std::vector<PoolSpec>& specs = backend_->pools();
+  KVIST_CHECK(!groups.empty() && !specs.empty() && specs.size() % groups.size() == 0);
+  for (size_t first = 0; first < specs.size(); first += groups.size()) {
+    std::vector<CacheGroup> cache_groups;
+    std::vector<cache_manager::PoolIndex> numbers;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const PoolSpec& spec = specs[first + g];
+      KVIST_CHECK(spec.group == static_cast<int32_t>(g) && spec.format == specs[first].format);
+      numbers.push_back(static_cast<cache_manager::PoolIndex>(first + g));
+      pools_.push_back(std::make_unique<cache_manager::BlockPool>(
+          cache_manager::BlockPool::Options{.id = numbers.back(),
+                                            .num_blocks = spec.num_blocks,
+                                            .block_tokens = spec.block_tokens,
+                                            .evict_leaves_only = groups[g].window == 0},
+          &events_));
+      cache_groups.push_back({.pool = pools_.back().get(),
+                              .backend_pool = static_cast<int32_t>(first + g),
+                              .window = groups[g].window});
+    }
+    auto copy = [this](int32_t pool, int32_t from, int32_t to) {
+      backend_->CopyBlock(pool, from, to);
+    };
+    formats_.push_back(std::make_unique<FormatCache>(FormatCache{
+        KvCache(specs[first].format, std::move(cache_groups), copy), std::move(numbers)}));
+    limits_.formats.push_back(
+        {specs[first].format, formats_.back()->cache.CapacityTokens()});
+  }
+}
+
+void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
+                     MonotonicTime queued) {
+  FormatCache* format = nullptr;
+  for (const auto& candidate : formats_) {
+    if (candidate->cache.format() == request.cache.kv_format) format = candidate.get();
+  }
+  KVIST_CHECK(format != nullptr && !live_.contains(request.id));
+  const std::string& override_print = options_.model_fingerprint_override;
+  const cache_manager::BlockKey root = cache_manager::RootKey(
+      {.model_fingerprint =
+           override_print.empty() ? backend_->model().fingerprint : override_print,
+       .attention = "full",
+       .block_tokens = format->cache.block_tokens(),
+       .tenant_salt = request.tenant_salt});
+  const size_t max_tokens =
+      request.prompt_ids.size() + static_cast<size_t>(request.stop.max_new_tokens);
+  const Sharing sharing =
+      request.cache.kind == CacheKind::kNone ? Sharing::kScratch : Sharing::kShared;
+  auto owned = std::make_unique<LiveRequest>(
+      std::move(request), std::move(sink), format,
+      SequenceBlocks(&format->cache, root, sharing, static_cast<int64_t>(max_tokens)));
+  LiveRequest& live = *owned;
+  live.tokens.reserve(max_tokens);
+  live.tokens = live.request.prompt_ids;
+  live.tokens.insert(live.tokens.end(), live.request.generated_ids.begin(),
+                     live.request.generated_ids.end());
+  if (NeedsCounts(live.request.sampling)) {
+    live.counts.AddPrompt(live.request.prompt_ids);
+    live.counts.Reserve(static_cast<size_t>(live.request.stop.max_new_tokens));
+    for (const int32_t id : live.request.generated_ids) live.counts.AddOutput(id);
+  }
+  live.known_tokens = static_cast<int64_t>(live.tokens.size());
+  live.priority = live.request.priority;
+  live.arrival = ++arrivals_;
+  live.queued = queued;
+  ++unscheduled_;
+  live_.emplace(live.request.id, std::move(owned));
+  scheduler_.Add(&live);
+  // A replay of an answer that was complete: nothing is left to choose.
+  if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
+}
+
+void EngineCore::Cancel(const RequestId& id) {
+  const auto found = live_.find(id);
+  if (found == live_.end()) return;
+  Finish(*found->second, FinishReason::kCancelled, absl::CancelledError("cancelled"));
+}
+
+void EngineCore::EndAll(const absl::Status& status) {
+  while (!live_.empty()) Finish(*live_.begin()->second, FinishReason::kError, status);
+}
+
+bool EngineCore::Step() {
+  ExpireDeadlines();
+  scheduler_.Schedule(&plan_);
+  stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
+  if (!plan_.chunks.empty()) {
+    const MonotonicTime start = clock_->Now();
+    const absl::StatusOr<Logits> logits = backend_->Run(MakeBatch());
+    if (logits.ok()) {
+      Postprocess(*logits);
+    } else {
+      FailBatch(logits.status());
+    }
+    CountStep(SecondsBetween(start, clock_->Now()));
+  }
+  return !plan_.chunks.empty();
+}
+
+void EngineCore::ExpireDeadlines() {
+  const MonotonicTime now = clock_->Now();
+  std::vector<LiveRequest*> expired;
+  for (const auto& [id, live] : live_) {
+    if (live->request.deadline.has_value() && *live->request.deadline <= now) {
+      expired.push_back(live.get());
+    }
+  }
+  for (LiveRequest* live : expired) {
+    Finish(*live, FinishReason::kDeadline,
+           absl::DeadlineExceededError("the request's deadline passed"));
+  }
+}
+
+bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
+  LiveRequest& live = LiveOf(sequence);
+  // The newest token is always computed: its logits are wanted.
+  const int64_t limit = live.known_tokens - 1;
+  live.blocks.MatchBlocks(live.tokens, limit);
+  if (!live.blocks.Fits(live.known_tokens, spare_blocks)) {
+    live.blocks.Discard();
+    return false;
+  }
+  live.blocks.MatchPartial(live.tokens, limit);
+  live.stored_tokens = live.blocks.stored_tokens();
+  if (!live.first_scheduled.has_value()) {
+    live.first_scheduled = clock_->Now();
+    --unscheduled_;
+    live.cached_tokens = std::min(live.stored_tokens, live.prompt_tokens());
+    if (live.caches()) {
+      stats_.prefix_tokens_asked += static_cast<uint64_t>(live.prompt_tokens());
+      stats_.prefix_tokens_hit += static_cast<uint64_t>(live.cached_tokens);
+    }
+    if (live.in_session()) {
+      live.member = {live.request.session, live.request.tenant, &live.format->pools, {}};
+      session_holds_.Begin(live.member, live.blocks);
+    }
+  } else if (live.in_session()) {
+    session_holds_.Update(live.member, live.blocks);
+  }
+  return true;
+}
+
+int64_t EngineCore::Grow(Sequence& sequence, int64_t tokens) {
+  LiveRequest& live = LiveOf(sequence);
+  return std::min(tokens, live.blocks.GrowTo(live.stored_tokens + tokens) - live.stored_tokens);
+}
+
+void EngineCore::Preempt(Sequence& sequence) {
+  LiveRequest& live = LiveOf(sequence);
+  live.blocks.Release(live.tokens);
+  live.stored_tokens = 0;
+  ++live.preemptions;
+  if (live.in_session()) session_holds_.Pause(live.member);
+}
+
+const Batch& EngineCore::MakeBatch() {
+  std::vector<SequenceSlice>& slices = batch_.slices;
+  while (slices.size() > plan_.chunks.size()) {
+    spare_tables_.push_back(std::move(slices.back().block_tables));
+    slices.pop_back();
+  }
+  while (slices.size() < plan_.chunks.size()) {
+    slices.emplace_back();
+    if (spare_tables_.empty()) continue;
+    slices.back().block_tables = std::move(spare_tables_.back());
+    spare_tables_.pop_back();
+  }
+  for (size_t i = 0; i < slices.size(); ++i) {
+    const ScheduledChunk& chunk = plan_.chunks[i];
+    LiveRequest& live = LiveOf(*chunk.sequence);
+    SequenceSlice& slice = slices[i];
+    slice.tokens = std::span<const int32_t>(live.tokens)
+                       .subspan(static_cast<size_t>(chunk.first_position),
+                                static_cast<size_t>(chunk.tokens));
+    slice.first_position = chunk.first_position;
+    slice.kv_format = live.format->cache.format();
+    slice.block_tables.clear();
+    for (size_t g = 0; g < live.format->pools.size(); ++g) {
+      slice.block_tables.push_back(live.blocks.table(g));
+    }
+    slice.logits_from = chunk.completes ? chunk.tokens - 1 : chunk.tokens;
+  }
+  return batch_;
+}
+
+// The backend says that it changed nothing; the sequences of the batch end, the others go on.
+void EngineCore::FailBatch(const absl::Status& status) {
+  for (const ScheduledChunk& chunk : plan_.chunks) {
+    LiveRequest& live = LiveOf(*chunk.sequence);
+    live.blocks.Discard();
+    live.stored_tokens = 0;
+    Finish(live, FinishReason::kError, status);
+  }
+}
+
+void EngineCore::Postprocess(const Logits& logits) {
+  int64_t row = 0;
+  for (const ScheduledChunk& chunk : plan_.chunks) {
+    LiveRequest& live = LiveOf(*chunk.sequence);
+    AdvanceChunk(chunk, live);
+    if (!chunk.completes) continue;
+    TakeToken({logits.row(row++), static_cast<size_t>(logits.vocab)}, live);
+  }
+}
+
+void EngineCore::AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live) {
+  uint64_t& counter = live.state == SequenceState::kDecode ? stats_.decode_tokens
+                                                           : stats_.prefill_tokens;
+  counter += static_cast<uint64_t>(chunk.tokens);
+  live.stored_tokens += chunk.tokens;
+  live.blocks.MarkWritten(live.tokens, live.stored_tokens);
+  if (live.in_session()) {
+    session_holds_.Update(live.member, live.blocks);
+  }
+  if (!live.first_token.has_value()) {
+    live.sink->OnProgress(std::min(live.stored_tokens, live.prompt_tokens()),
+                          live.prompt_tokens());
+  }
+}
+
+std::span<const int32_t> EngineCore::MaskedIds(const LiveRequest& live) const {
+  if (live.generated_tokens() >= live.request.stop.min_new_tokens) return {};
+  return live.request.stop.stop_ids;
+}
+
+void EngineCore::TakeToken(std::span<const float> logits, LiveRequest& live) {
+  const absl::Status sampled = sampler_.Sample({.logits = logits,
+                                                .options = live.request.sampling,
+                                                .counts = &live.counts,
+                                                .masked_ids = MaskedIds(live),
+                                                .position = live.known_tokens},
+                                               &sample_);
+  if (!sampled.ok()) {
+    Finish(live, FinishReason::kError, sampled);
+    return;
+  }
+  const MonotonicTime now = clock_->Now();
+  if (!live.first_token.has_value()) live.first_token = now;
+  live.last_token = now;
+  output_.index = live.generated_tokens();
+  output_.id = sample_.id;
+  output_.logprob.reset();
+  output_.top_logprobs.clear();
+  if (live.request.sampling.logprobs >= 0) {
+    output_.logprob = sample_.logprob;
+    for (const auto& [id, logprob] : sample_.top_logprobs) {
+      output_.top_logprobs.push_back({id, logprob});
+    }
+  }
+  live.tokens.push_back(sample_.id);
+  ++live.known_tokens;
+  if (NeedsCounts(live.request.sampling)) live.counts.AddOutput(sample_.id);
+  live.state = SequenceState::kDecode;
+  if (!live.caches()) {
+    live.blocks.Discard();
+    live.stored_tokens = 0;
+    live.state = SequenceState::kPrefill;
+  }
+  live.sink->OnTokens({&output_, 1});
+  if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
+}
+
+std::optional<FinishReason> EngineCore::ReasonToStop(const LiveRequest& live) const {
+  const int64_t generated = live.generated_tokens();
+  if (generated == 0) return std::nullopt;
+  const std::vector<int32_t>& stops = live.request.stop.stop_ids;
+  if (generated > live.request.stop.min_new_tokens &&
+      std::find(stops.begin(), stops.end(), live.tokens.back()) != stops.end()) {
+    return FinishReason::kStop;
+  }
+  if (generated >= live.request.stop.max_new_tokens) return FinishReason::kLength;
+  return std::nullopt;
+}
+
+// Takes the request out first: the sink may submit it anew.
+void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Status& status) {
+  const auto found = live_.find(live.request.id);
+  const std::unique_ptr<LiveRequest> owned = std::move(found->second);
+  live_.erase(found);
+  scheduler_.Remove(&live);
+  live.blocks.Release(live.tokens);
+  if (live.first_scheduled.has_value()) {
+    if (live.in_session()) session_holds_.End(live.member);
+  } else {
+    --unscheduled_;
+  }
+  ++stats_.finished[static_cast<size_t>(reason)];
+  const MonotonicTime scheduled = live.first_scheduled.value_or(clock_->Now());
+  FinishInfo info{.reason = reason,
+                  .status = status,
+                  .prompt_tokens = live.prompt_tokens(),
+                  .cached_tokens = live.cached_tokens,
+                  .generated_tokens = live.generated_tokens(),
+                  .preemptions = live.preemptions,
+                  .queue_seconds = SecondsBetween(live.queued, scheduled)};
+  if (live.first_token.has_value()) {
+    info.prefill_seconds = SecondsBetween(scheduled, *live.first_token);
+    info.decode_seconds = SecondsBetween(*live.first_token, live.last_token);
+  }
+  if (on_end_) on_end_(live.request.id);
+  live.sink->OnFinished(info);
+}
+
+void EngineCore::CountStep(double seconds) {
+  ++stats_.steps;
+  stats_.last_batch_tokens = plan_.total_tokens;
+  stats_.last_step_seconds = seconds;
+}
+
+EngineStats EngineCore::stats() const {
+  EngineStats stats = stats_;
+  stats.running = static_cast<int64_t>(scheduler_.running().size());
+  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  return stats;
+}
+
+cache_manager::WorkerLoad EngineCore::load() const {
+  cache_manager::WorkerLoad load;
+  load.running_sequences = static_cast<uint32_t>(scheduler_.running().size());
+  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size());
+  load.max_sequences = static_cast<uint32_t>(options_.max_running_sequences);
+  for (const auto& [id, live] : live_) {
+    if (live->state == SequenceState::kDecode) continue;
+    load.queued_prefill_tokens += static_cast<uint64_t>(live->MissingTokens());
+  }
+  return load;
+}
+
+absl::Status EngineCore::CheckInvariants() const {
+  for (const auto& pool : pools_) KVIST_RETURN_IF_ERROR(pool->CheckInvariants());
+  KVIST_RETURN_IF_ERROR(sessions_.CheckInvariants());
+  if (scheduler_.running().size() + scheduler_.waiting().size() != live_.size()) {
+    return absl::InternalError("engine 1: live requests and the scheduler");
+  }
+  size_t unscheduled = 0;
+  for (const auto& [id, live] : live_) {
+    KVIST_RETURN_IF_ERROR(live->blocks.CheckInvariants());
+    const bool waits = live->state == SequenceState::kWaiting;
+    if (waits && !live->blocks.table(0).empty()) {
+      return absl::InternalError("engine 1: a waiting request holds blocks");
+    }
+    if (live->known_tokens != static_cast<int64_t>(live->tokens.size()) ||
+        live->stored_tokens != live->blocks.stored_tokens()) {
+      return absl::InternalError("engine 2: token counts");
+    }
+    if (!live->first_scheduled.has_value()) ++unscheduled;
+  }
+  if (unscheduled != unscheduled_) return absl::InternalError("engine 4: unscheduled");
+  for (const auto& format : formats_) {
+    for (size_t g = 0; g < format->pools.size(); ++g) {
+      std::vector<int32_t> held;
+      for (const auto& [id, live] : live_) {
+        if (live->format != format.get()) continue;
+        for (const int32_t block : live->blocks.table(g)) {
+          if (block >= 0) held.push_back(block);
+        }
+      }
+      std::sort(held.begin(), held.end());
+      held.erase(std::unique(held.begin(), held.end()), held.end());
+      if (static_cast<int32_t>(held.size()) != pools_[format->pools[g]]->Counts().active) {
+        return absl::InternalError("engine 3: referenced blocks");
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvist::worker

@@ -1,0 +1,104 @@
+// The engine without its thread: everything that a step does, in a class that a test steps by hand.
+#ifndef KVIST_WORKER_ENGINE_ENGINE_CORE_H_
+#define KVIST_WORKER_ENGINE_ENGINE_CORE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cache_manager/event_log.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/live_request.h"
+#include "worker/engine/request_limits.h"
+#include "worker/engine/session_holds.h"
+#include "worker/sampling/sampler.h"
+#include "worker/scheduler/scheduler.h"
+
+namespace kvist::worker {
+
+// Owns backend, pools, sessions and live requests. Invariants: engine_core.cc. Single-threaded, but limits() may be read by anyone.
+class EngineCore final : private BlockLedger {
+ public:
+  // REQUIRES: clock outlives the core; the backend has a pool for every layer group in every format, in the order that backend.h says.
+  EngineCore(const EngineOptions& options, std::unique_ptr<Backend> backend, const Clock* clock);
+  ~EngineCore() override;
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
+
+  // What PrepareRequest needs. Constant.
+  const RequestLimits& limits() const { return limits_; }
+
+  // Called with each request's id just before its OnFinished: the id is free again.
+  void SetOnEnd(std::function<void(const RequestId&)> on_end) { on_end_ = std::move(on_end); }
+
+  // Takes a request over. REQUIRES: it went through PrepareRequest; no live request has its id.
+  void Add(GenerateRequest request, std::shared_ptr<TokenSink> sink, MonotonicTime queued);
+  // Ends it as cancelled; nothing happens if it is unknown.
+  void Cancel(const RequestId& id);
+  // Ends everything with `status` (kError).
+  void EndAll(const absl::Status& status);
+  // One step: expire deadlines, schedule, run, sample, publish. False if nothing could run.
+  bool Step();
+
+  bool idle() const { return live_.empty(); }
+  // Requests that were never scheduled.
+  size_t unscheduled() const { return unscheduled_; }
+  EngineState state() { return {pools_, sessions_, events_, load()}; }
+  cache_manager::WorkerLoad load() const;
+  EngineStats stats() const;
+  const Backend& backend() const { return *backend_; }
+  // INTERNAL naming the first violated invariant of pools, sessions, blocks or this class. O(blocks).
+  absl::Status CheckInvariants() const;
+
+ private:
+  bool Admit(Sequence& sequence, int64_t spare_blocks) override;
+  int64_t Grow(Sequence& sequence, int64_t tokens) override;
+  void Preempt(Sequence& sequence) override;
+
+  void MakePools();
+  void ExpireDeadlines();
+  const Batch& MakeBatch();
+  void FailBatch(const absl::Status& status);
+  void Postprocess(const Logits& logits);
+  void AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live);
+  // Samples, publishes and ends the request if that was its last token.
+  void TakeToken(std::span<const float> logits, LiveRequest& live);
+  std::span<const int32_t> MaskedIds(const LiveRequest& live) const;
+  std::optional<FinishReason> ReasonToStop(const LiveRequest& live) const;
+  void Finish(LiveRequest& live, FinishReason reason, const absl::Status& status);
+  void CountStep(double seconds);
+
+  const EngineOptions options_;
+  std::unique_ptr<Backend> backend_;
+  const Clock* clock_;
+  RequestLimits limits_;
+  std::function<void(const RequestId&)> on_end_;
+
+  cache_manager::EventLog events_;
+  std::vector<std::unique_ptr<cache_manager::BlockPool>> pools_;
+  cache_manager::SessionTable sessions_;
+  SessionHolds session_holds_;
+  std::vector<std::unique_ptr<FormatCache>> formats_;
+  Scheduler scheduler_;
+  Sampler sampler_;
+
+  absl::flat_hash_map<RequestId, std::unique_ptr<LiveRequest>> live_;
+  uint64_t arrivals_ = 0;
+  size_t unscheduled_ = 0;
+  Plan plan_;
+  Batch batch_;
+  std::vector<std::vector<std::span<const int32_t>>> spare_tables_;  // kept from earlier, larger batches
+  SampleOutput sample_;
+  TokenOutput output_;
+  EngineStats stats_;
+};
+
+}  // namespace kvist::worker
+
+#endif  // KVIST_WORKER_ENGINE_ENGINE_CORE_H_

@@ -1,0 +1,89 @@
+#include "worker/engine/request_limits.h"
+
+#include <algorithm>
+#include <span>
+#include <string>
+
+#include "common/base/status.h"
+
+namespace kvist::worker {
+namespace {
+
+// As worker/kv/layout.h names them; here so that request checks need no backend.
+std::string_view FormatName(KvFormat format) {
+  switch (format) {
+    case KvFormat::kF16: return "f16";
+    case KvFormat::kF32: return "f32";
+    case KvFormat::kBF16: return "bf16";
+  }
+  return "unknown";
+}
+
+absl::Status CheckIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && ids[i] < vocab) continue;
+    return InvalidField(field, "the id " + std::to_string(ids[i]) + " at index " +
+                                   std::to_string(i) + " is not in the vocabulary of " +
+                                   std::to_string(vocab));
+  }
+  return absl::OkStatus();
+}
+
+// Sets the format where it is not given. Null if it is not served.
+const FormatLimits* PickFormat(const RequestLimits& limits, CacheOptions* cache) {
+  if (!cache->kv_format.has_value()) cache->kv_format = limits.formats[0].format;
+  for (const FormatLimits& format : limits.formats) {
+    if (format.format == *cache->kv_format) return &format;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* request) {
+  if (request->id.empty()) return InvalidField("request_id", "must not be empty");
+  if (request->prompt_ids.empty()) return InvalidField("prompt_ids", "must not be empty");
+  KVIST_RETURN_IF_ERROR(CheckIds("prompt_ids", request->prompt_ids, limits.vocab));
+  KVIST_RETURN_IF_ERROR(CheckIds("generated_ids", request->generated_ids, limits.vocab));
+  KVIST_RETURN_IF_ERROR(Validate(request->sampling, limits.vocab));
+  KVIST_RETURN_IF_ERROR(Validate(request->stop, limits.vocab));
+  if (request->priority < -kMaxPriority || request->priority > kMaxPriority) {
+    return InvalidField("priority", "must be between -100 and 100");
+  }
+  const FormatLimits* format = PickFormat(limits, &request->cache);
+  if (format == nullptr) {
+    std::string served;
+    for (const FormatLimits& f : limits.formats) {
+      served += (served.empty() ? "" : ", ") + std::string(FormatName(f.format));
+    }
+    return InvalidField("kv_format", std::string(FormatName(*request->cache.kv_format)) +
+                                         " is not served here; there is " + served);
+  }
+  const int64_t prompt = static_cast<int64_t>(request->prompt_ids.size());
+  if (prompt >= limits.context_tokens) {
+    return FieldOutOfRange("prompt_ids",
+                           std::to_string(prompt) + " tokens; the context holds " +
+                               std::to_string(limits.context_tokens) +
+                               ", of which one must be left for an answer");
+  }
+  if (prompt > format->capacity_tokens) {
+    return FieldOutOfRange("prompt_ids", std::to_string(prompt) + " tokens; the KV pool holds " +
+                                             std::to_string(format->capacity_tokens) +
+                                             " of one sequence: raise the worker's KV memory");
+  }
+  // The last token is chosen without storing its own KV.
+  const int64_t capacity = std::min(format->capacity_tokens, limits.context_tokens);
+  const int64_t room = std::min(limits.context_tokens - prompt, capacity - prompt + 1);
+  StopOptions& stop = request->stop;
+  stop.max_new_tokens = std::min(stop.max_new_tokens, room);
+  stop.min_new_tokens = std::min(stop.min_new_tokens, stop.max_new_tokens);
+  if (static_cast<int64_t>(request->generated_ids.size()) > room) {
+    return FieldOutOfRange("generated_ids",
+                           std::to_string(request->generated_ids.size()) +
+                               " tokens; after the prompt there is room for " +
+                               std::to_string(room));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvist::worker

@@ -1,0 +1,32 @@
+// Whether a request can run here at all, and what it is cut to.
+#ifndef KVIST_WORKER_ENGINE_REQUEST_LIMITS_H_
+#define KVIST_WORKER_ENGINE_REQUEST_LIMITS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "worker/engine/request.h"
+
+namespace kvist::worker {
+
+// What one KV format can hold.
+struct FormatLimits {
+  KvFormat format = KvFormat::kF16;
+  int64_t capacity_tokens = 0;  // that a sequence alone in the pools can store
+};
+
+struct RequestLimits {
+  int64_t vocab = 0;
+  int64_t context_tokens = 0;
+  std::vector<FormatLimits> formats;  // the first is the default
+};
+inline constexpr int32_t kMaxPriority = 100;
+
+// Checks every field and completes the request: the KV format is set, max_new_tokens (and min_new_tokens with it) is cut to what the context and
+// the pools hold. INVALID_ARGUMENT or OUT_OF_RANGE with the field named; `request` is then unspecified.
+absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* request);
+
+}  // namespace kvist::worker
+
+#endif  // KVIST_WORKER_ENGINE_REQUEST_LIMITS_H_
