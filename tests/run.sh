@@ -117,7 +117,7 @@ test_build() {
 step() { test_build "$@" || failed=$((failed + 1)); }
 
 # Checks inside the code (DCHECK, assert) are on under the sanitizers, hence no Release there.
-sanitized=(-DKVIST_BUILD_SERVICES=OFF -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O2")
+sanitized=(-DKVIST_BUILD_SERVICES=OFF -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
 release() { step release "" -DCMAKE_BUILD_TYPE=Release -DKVIST_BUILD_SERVICES=ON; }
 address() { step asan "" "${sanitized[@]}" -DKVIST_SANITIZE=address; }
 thread() { step tsan tsan "${sanitized[@]}" -DKVIST_SANITIZE=thread; }

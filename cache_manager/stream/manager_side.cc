@@ -115,7 +115,10 @@ absl::Status ManagerSide::OnHello(ConnectionId connection, const Hello& hello, i
   outgoing_.push_back({connection, Welcome{.protocol_version = kProtocolVersion,
                                            .heartbeat_interval_ms = kHeartbeatIntervalMs}});
   if (is_new_life) StartOver(peer, earlier);
-  if (is_new_life || peer.resync_id != 0) StartResync(peer, now_ms);
+  // The worker cannot have sent events that it does not have: whatever they were, start from a
+  // snapshot.
+  const bool ahead = hello.last_seq + 1 < peer.next_seq;
+  if (is_new_life || ahead || peer.resync_id != 0) StartResync(peer, now_ms);
   for (const auto& [request, command] : peer.commands) outgoing_.push_back({connection, command});
   return absl::OkStatus();
 }

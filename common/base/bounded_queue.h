@@ -14,14 +14,16 @@
 
 namespace kvist {
 
-// First in, first out; any number of producers and consumers. Owns the values it holds. Thread-safe.
+// First in, first out; any number of producers and consumers. Owns the values it holds.
+// Thread-safe.
 template <typename T>
 class BoundedQueue {
  public:
   // REQUIRES: capacity > 0.
   explicit BoundedQueue(size_t capacity) : capacity_(capacity) { KVIST_CHECK(capacity > 0); }
 
-  // Takes `value` and returns true; returns false, leaving `value` as it was, if the queue is full or closed.
+  // Takes `value` and returns true; returns false, leaving `value` as it was, if the queue is full
+  // or closed.
   [[nodiscard]] bool TryPush(T& value) ABSL_LOCKS_EXCLUDED(mutex_) {
     MutexLock lock(mutex_);
     if (closed_ || values_.size() >= capacity_) return false;
@@ -30,7 +32,8 @@ class BoundedQueue {
     return true;
   }
 
-  // Waits for a value until `deadline`. nullopt: the deadline passed, or the queue is closed and empty.
+  // Waits for a value until `deadline`. nullopt: the deadline passed, or the queue is closed and
+  // empty.
   template <typename TimePoint>
   std::optional<T> PopUntil(TimePoint deadline) ABSL_LOCKS_EXCLUDED(mutex_) {
     MutexLock lock(mutex_);

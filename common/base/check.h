@@ -1,5 +1,5 @@
-// Checks for bugs. A failed check ends the process with the place and the condition; it must never be
-// reachable from a request, a peer or a file (those get an absl::Status).
+// Checks for bugs. A failed check ends the process with the place and the condition; it must never
+// be reachable from a request, a peer or a file (those get an absl::Status).
 #ifndef KVIST_COMMON_BASE_CHECK_H_
 #define KVIST_COMMON_BASE_CHECK_H_
 
@@ -10,10 +10,11 @@ namespace kvist {
                               std::string_view message);
 }  // namespace kvist
 
-// Aborts unless `condition`. An optional second argument is a message convertible to std::string_view.
-#define KVIST_CHECK(condition, ...)                                                     \
-  do {                                                                                  \
-    if (!(condition)) [[unlikely]]                                                      \
+// Aborts unless `condition`. An optional second argument is a message convertible to
+// std::string_view.
+#define KVIST_CHECK(condition, ...)                                                          \
+  do {                                                                                       \
+    if (!(condition)) [[unlikely]]                                                           \
       ::kvist::CheckFailed(__FILE__, __LINE__, #condition, ::std::string_view(__VA_ARGS__)); \
   } while (false)
 

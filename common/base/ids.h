@@ -11,6 +11,7 @@
 namespace kvist {
 
 // An identifier of kind `Tag` over `Value`. Default-constructed is the empty (or zero) id.
+// Thread-compatible.
 template <typename Tag, typename Value>
 class StrongId {
  public:

@@ -14,8 +14,8 @@ absl::Status SetUpLogging(std::string_view level) {
   if (parsed == spdlog::level::off && level != "off") {
     return InvalidField("log-level", "must be debug, info, warning, error or off");
   }
-  auto logger =
-      std::make_shared<spdlog::logger>("kvist", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>(
+      "kvist", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%L%$ %v");
   logger->set_level(parsed);
   logger->flush_on(spdlog::level::warn);

@@ -1,4 +1,5 @@
-// Process-wide logging to stderr through spdlog. Messages never hold prompts, generated text or secrets.
+// Process-wide logging to stderr through spdlog. Messages never hold prompts, generated text or
+// secrets.
 #ifndef KVIST_COMMON_BASE_LOGGING_H_
 #define KVIST_COMMON_BASE_LOGGING_H_
 

@@ -1,5 +1,5 @@
-// std::mutex with clang's thread-safety annotations. (Debian's Abseil is not built for ThreadSanitizer, so
-// absl::Mutex would give false reports there.)
+// std::mutex with clang's thread-safety annotations. (Debian's Abseil is not built for
+// ThreadSanitizer, so absl::Mutex would give false reports there.)
 #ifndef KVIST_COMMON_BASE_MUTEX_H_
 #define KVIST_COMMON_BASE_MUTEX_H_
 
@@ -21,7 +21,7 @@ class ABSL_LOCKABLE Mutex {
   std::mutex mutex_;
 };
 
-// Holds a Mutex for a scope.
+// Holds a Mutex for a scope. Single-threaded.
 class ABSL_SCOPED_LOCKABLE MutexLock {
  public:
   explicit MutexLock(Mutex& mutex) ABSL_EXCLUSIVE_LOCK_FUNCTION(mutex) : mutex_(mutex) {
@@ -35,7 +35,7 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
   Mutex& mutex_;
 };
 
-// Condition variable over Mutex. Wait in a loop that tests the condition.
+// Condition variable over Mutex. Wait in a loop that tests the condition. Thread-safe.
 class CondVar {
  public:
   void Wait(Mutex& mutex) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {

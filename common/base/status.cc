@@ -79,9 +79,8 @@ ErrorDetails DetailsOf(const absl::Status& status) {
 }
 
 absl::Status InvalidField(std::string_view field, std::string_view problem) {
-  return WithDetails(
-      absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), ": ", ToAbsl(problem))),
-      {.field = std::string(field)});
+  return WithDetails(absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), ": ", ToAbsl(problem))),
+                     {.field = std::string(field)});
 }
 
 absl::Status FieldOutOfRange(std::string_view field, std::string_view problem) {

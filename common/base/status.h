@@ -1,4 +1,5 @@
-// Status vocabulary of every layer: which code means what to whom, and the details a client can act on.
+// Status vocabulary of every layer: which code means what to whom, and the details a client can act
+// on.
 //
 //   INVALID_ARGUMENT     a field is wrong; fixing the request is the only way on
 //   OUT_OF_RANGE         a prompt or index beyond a limit of the model or the session
@@ -39,9 +40,9 @@ ErrorReason ErrorReasonFromName(std::string_view name);
 // What a client can act on besides the message. Travels as a status payload.
 struct ErrorDetails {
   ErrorReason reason = ErrorReason::kUnspecified;
-  std::string field;             // name of the offending field, empty if none
-  int64_t retry_after_ms = 0;    // 0: no advice
-  int64_t resume_index = -1;     // ABORTED mid-stream: first token index not delivered; -1: none
+  std::string field;           // name of the offending field, empty if none
+  int64_t retry_after_ms = 0;  // 0: no advice
+  int64_t resume_index = -1;   // ABORTED mid-stream: first token index not delivered; -1: none
 };
 
 // Returns `status` with `details` attached. REQUIRES: !status.ok().
@@ -64,8 +65,8 @@ inline absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()
 }  // namespace kvist
 
 // Returns from the enclosing function if `expr` (absl::Status) is not OK.
-#define KVIST_RETURN_IF_ERROR(expr)                       \
-  do {                                                    \
+#define KVIST_RETURN_IF_ERROR(expr)                                                     \
+  do {                                                                                  \
     if (absl::Status kvist_status_ = (expr); !kvist_status_.ok()) return kvist_status_; \
   } while (false)
 

@@ -13,8 +13,8 @@ namespace kvist::gguf {
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read by copying bytes");
 
-// A position in bytes owned by somebody else. Every read says whether the bytes were there; a failed read
-// moves nothing. Thread-compatible.
+// A position in bytes owned by somebody else. Every read says whether the bytes were there; a
+// failed read moves nothing. Thread-compatible.
 class ByteReader {
  public:
   explicit ByteReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
@@ -24,7 +24,7 @@ class ByteReader {
 
   // Copies the next value to `*value`; false if fewer than sizeof(T) bytes are left.
   template <typename T>
-    requires std::is_arithmetic_v<T>
+  requires std::is_arithmetic_v<T>
   [[nodiscard]] bool Read(T* value) {
     if (remaining() < sizeof(T)) return false;
     std::memcpy(value, bytes_.data() + offset_, sizeof(T));

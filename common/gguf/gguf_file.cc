@@ -50,14 +50,14 @@ absl::StatusOr<Header> ReadHeader(ByteReader& reader) {
   }
   if (!reader.Read(&header.tensors)) return CutOff("tensor_count", reader.offset());
   if (header.tensors > kMaxTensors) {
-    return InvalidField("tensor_count", absl::StrCat(header.tensors, " is over the limit of ",
-                                                     kMaxTensors));
+    return InvalidField("tensor_count",
+                        absl::StrCat(header.tensors, " is over the limit of ", kMaxTensors));
   }
   if (!reader.Read(&header.metadata_entries)) return CutOff("metadata_count", reader.offset());
   if (header.metadata_entries > kMaxMetadataEntries) {
-    return InvalidField("metadata_count", absl::StrCat(header.metadata_entries,
-                                                       " is over the limit of ",
-                                                       kMaxMetadataEntries));
+    return InvalidField(
+        "metadata_count",
+        absl::StrCat(header.metadata_entries, " is over the limit of ", kMaxMetadataEntries));
   }
   return header;
 }
@@ -130,9 +130,9 @@ absl::StatusOr<std::unique_ptr<const File>> File::Open(const std::string& path) 
   }
   if (!S_ISREG(info.st_mode) || info.st_size == 0) {
     ::close(descriptor);
-    return InvalidField("model", absl::StrCat(path, S_ISREG(info.st_mode)
-                                                        ? ": the file is empty"
-                                                        : ": is not a regular file"));
+    return InvalidField("model",
+                        absl::StrCat(path, S_ISREG(info.st_mode) ? ": the file is empty"
+                                                                 : ": is not a regular file"));
   }
   auto mapping = std::make_unique<Mapping>();
   mapping->size_bytes = static_cast<size_t>(info.st_size);
@@ -169,8 +169,8 @@ absl::Status File::ParseBytes(std::span<const std::byte> bytes) {
     KVIST_ASSIGN_OR_RETURN(const int64_t value, GetInt(kAlignmentKey));
     alignment_bytes = static_cast<uint64_t>(value);
     if (value < 1 || alignment_bytes > kMaxAlignmentBytes || !IsPowerOfTwo(alignment_bytes)) {
-      return InvalidField(kAlignmentKey, absl::StrCat(value, " is no power of two up to ",
-                                                      kMaxAlignmentBytes));
+      return InvalidField(kAlignmentKey,
+                          absl::StrCat(value, " is no power of two up to ", kMaxAlignmentBytes));
     }
   }
   KVIST_ASSIGN_OR_RETURN(tensors_,
@@ -234,8 +234,7 @@ absl::StatusOr<const std::vector<int64_t>*> File::GetInts(std::string_view key) 
 }
 
 std::string File::Fingerprint() const {
-  std::call_once(mapping_->fingerprint_once,
-                 [this] { mapping_->fingerprint = Sha256Hex(bytes_); });
+  std::call_once(mapping_->fingerprint_once, [this] { mapping_->fingerprint = Sha256Hex(bytes_); });
   return mapping_->fingerprint;
 }
 

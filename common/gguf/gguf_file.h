@@ -1,5 +1,6 @@
-// Reader of GGUF model files (version 2 and 3, little endian; format: ggml's docs/gguf.md). Files are
-// untrusted: every count, length and offset is checked before use, and an error names the field.
+// Reader of GGUF model files (version 2 and 3, little endian; format: ggml's docs/gguf.md). Files
+// are untrusted: every count, length and offset is checked before use, and an error names the
+// field.
 #ifndef KVIST_COMMON_GGUF_GGUF_FILE_H_
 #define KVIST_COMMON_GGUF_GGUF_FILE_H_
 
@@ -20,7 +21,8 @@
 
 namespace kvist::gguf {
 
-// A metadata value. Integers are widened to 64 bits, floats to double; arrays are homogeneous and not nested.
+// A metadata value. Integers are widened to 64 bits, floats to double; arrays are homogeneous and
+// not nested.
 using Value = std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<int64_t>,
                            std::vector<float>, std::vector<bool>, std::vector<std::string>>;
 
@@ -35,12 +37,12 @@ struct TensorInfo {
   int64_t rows() const;  // product of dims[1..]
 };
 
-// An opened model file: metadata and tensor directory over a read-only mapping. Owns the mapping; spans and views
-// live as long as it. Thread-compatible (const after Open).
+// An opened model file: metadata and tensor directory over a read-only mapping. Owns the mapping;
+// spans and views live as long as it. Thread-compatible (const after Open).
 class File {
  public:
-  // Maps and parses `path`. NOT_FOUND / PERMISSION_DENIED if it cannot be opened; INVALID_ARGUMENT naming the field for
-  // anything malformed or beyond a limit (limits.h).
+  // Maps and parses `path`. NOT_FOUND / PERMISSION_DENIED if it cannot be opened; INVALID_ARGUMENT
+  // naming the field for anything malformed or beyond a limit (limits.h).
   static absl::StatusOr<std::unique_ptr<const File>> Open(const std::string& path);
   // Parses bytes owned by the caller, which must outlive the File. Errors as Open.
   static absl::StatusOr<std::unique_ptr<const File>> Parse(std::span<const std::byte> bytes);
@@ -55,7 +57,8 @@ class File {
 
   // nullptr if the key is absent.
   const Value* FindValue(std::string_view key) const;
-  // Typed look-ups. NOT_FOUND if absent; INVALID_ARGUMENT naming the key if of another type or out of range.
+  // Typed look-ups. NOT_FOUND if absent; INVALID_ARGUMENT naming the key if of another type or out
+  // of range.
   absl::StatusOr<int64_t> GetInt(std::string_view key) const;
   absl::StatusOr<double> GetFloat(std::string_view key) const;  // integers convert
   absl::StatusOr<bool> GetBool(std::string_view key) const;
@@ -64,8 +67,8 @@ class File {
   absl::StatusOr<const std::vector<float>*> GetFloats(std::string_view key) const;
   absl::StatusOr<const std::vector<int64_t>*> GetInts(std::string_view key) const;
 
-  // SHA-256 over the whole file, lower-case hex: the model's fingerprint. Computed at the first call (about a
-  // second per GB), then kept. Thread-safe.
+  // SHA-256 over the whole file, lower-case hex: the model's fingerprint. Computed at the first
+  // call (about a second per GB), then kept. Thread-safe.
   std::string Fingerprint() const;
 
  private:

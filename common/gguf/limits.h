@@ -1,5 +1,6 @@
-// Limits on GGUF files. A file is untrusted until it has passed all of them; each bounds memory or time that a
-// small hostile file could otherwise claim. The largest values seen in published models are far below.
+// Limits on GGUF files. A file is untrusted until it has passed all of them; each bounds memory or
+// time that a small hostile file could otherwise claim. The largest values seen in published models
+// are far below.
 #ifndef KVIST_COMMON_GGUF_LIMITS_H_
 #define KVIST_COMMON_GGUF_LIMITS_H_
 
@@ -19,8 +20,8 @@ inline constexpr uint64_t kMaxTensorNameBytes = 64;
 inline constexpr uint64_t kMaxStringBytes = 16 << 20;
 // Bytes of one string in an array. Tokens and merges are below 1 KB.
 inline constexpr uint64_t kMaxArrayStringBytes = 64 << 10;
-// Elements of one array. Vocabularies have up to 262,144 tokens and 600,000 merges; in memory an element takes up
-// to 32 bytes plus its text.
+// Elements of one array. Vocabularies have up to 262,144 tokens and 600,000 merges; in memory an
+// element takes up to 32 bytes plus its text.
 inline constexpr uint64_t kMaxArrayElements = 16 << 20;
 // Dimensions of a tensor: the format's own limit.
 inline constexpr uint32_t kMaxDimensions = 4;

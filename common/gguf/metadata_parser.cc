@@ -55,9 +55,8 @@ uint64_t MinimumBytes(ValueType type) {
 
 // The type that holds a widened T in a Value.
 template <typename T>
-using Widened = std::conditional_t<
-    std::is_floating_point_v<T>, double,
-    std::conditional_t<std::is_unsigned_v<T>, uint64_t, int64_t>>;
+using Widened = std::conditional_t<std::is_floating_point_v<T>, double,
+                                   std::conditional_t<std::is_unsigned_v<T>, uint64_t, int64_t>>;
 
 template <typename T>
 absl::StatusOr<Value> ReadNumber(ByteReader& reader, std::string_view field) {
@@ -136,8 +135,8 @@ absl::StatusOr<Value> ReadArray(ByteReader& reader, std::string_view field) {
   if (!reader.Read(&count)) return CutOff(field, reader.offset());
   if (type == ValueType::kArray) return InvalidField(field, "arrays of arrays are not allowed");
   if (count > kMaxArrayElements) {
-    return InvalidField(field, absl::StrCat(count, " elements are over the limit of ",
-                                            kMaxArrayElements));
+    return InvalidField(field,
+                        absl::StrCat(count, " elements are over the limit of ", kMaxArrayElements));
   }
   // Before anything is reserved: the file must be able to hold that many.
   if (count > reader.remaining() / MinimumBytes(type)) return CutOff(field, reader.offset());
@@ -226,8 +225,8 @@ absl::StatusOr<std::string_view> ReadString(ByteReader& reader, std::string_view
   uint64_t size = 0;
   if (!reader.Read(&size)) return CutOff(field, reader.offset());
   if (size > limit_bytes) {
-    return InvalidField(field, absl::StrCat("length ", size, " is over the limit of ", limit_bytes,
-                                            " bytes"));
+    return InvalidField(
+        field, absl::StrCat("length ", size, " is over the limit of ", limit_bytes, " bytes"));
   }
   std::string_view text;
   if (!reader.ReadBytes(size, &text)) return CutOff(field, reader.offset());

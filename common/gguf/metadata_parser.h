@@ -16,18 +16,21 @@ namespace kvist::gguf {
 
 using Metadata = absl::flat_hash_map<std::string, Value>;
 
-// Reads `count` entries at `reader`. INVALID_ARGUMENT naming the entry or the key: cut off, a limit passed, an unknown
-// value type, a nested array, a key that appears twice. REQUIRES: count <= kMaxMetadataEntries.
+// Reads `count` entries at `reader`. INVALID_ARGUMENT naming the entry or the key: cut off, a limit
+// passed, an unknown value type, a nested array, a key that appears twice. REQUIRES: count <=
+// kMaxMetadataEntries.
 absl::StatusOr<Metadata> ParseMetadata(ByteReader& reader, uint64_t count);
 
-// Reads a string with its 64-bit length. INVALID_ARGUMENT naming `field`: cut off, or longer than `limit_bytes`.
+// Reads a string with its 64-bit length. INVALID_ARGUMENT naming `field`: cut off, or longer than
+// `limit_bytes`.
 absl::StatusOr<std::string_view> ReadString(ByteReader& reader, std::string_view field,
                                             uint64_t limit_bytes);
 
 // The error of a file that ends inside `field`.
 absl::Status CutOff(std::string_view field, size_t offset);
 
-// `name` as it can be shown in a message: bytes outside printable text become escapes, and it is cut to 80 bytes.
+// `name` as it can be shown in a message: bytes outside printable text become escapes, and it is
+// cut to 80 bytes.
 std::string Printable(std::string_view name);
 
 }  // namespace kvist::gguf

@@ -32,10 +32,10 @@ std::string FieldOf(const TensorInfo& info) {
 absl::StatusOr<uint64_t> SizeBytes(const TensorInfo& info) {
   const BlockShape block = BlockShapeOf(info.type);
   if (info.cols() % block.elements != 0) {
-    return InvalidField(FieldOf(info),
-                        absl::StrCat("a row of ", info.cols(), " values is no whole number of ",
-                                     ToAbsl(TensorTypeName(info.type)), " blocks of ",
-                                     block.elements));
+    return InvalidField(
+        FieldOf(info),
+        absl::StrCat("a row of ", info.cols(), " values is no whole number of ",
+                     ToAbsl(TensorTypeName(info.type)), " blocks of ", block.elements));
   }
   std::optional<int64_t> size = CheckedMultiply(info.cols() / block.elements, block.bytes);
   std::optional<int64_t> elements = info.cols();
@@ -59,8 +59,8 @@ absl::StatusOr<Entry> ReadEntry(ByteReader& reader, uint64_t index, uint64_t ali
   uint32_t dimensions = 0;
   if (!reader.Read(&dimensions)) return CutOff(field, reader.offset());
   if (dimensions > kMaxDimensions) {
-    return InvalidField(field, absl::StrCat(dimensions, " dimensions are over the limit of ",
-                                            kMaxDimensions));
+    return InvalidField(
+        field, absl::StrCat(dimensions, " dimensions are over the limit of ", kMaxDimensions));
   }
   for (uint32_t d = 0; d < dimensions; ++d) {
     uint64_t dim = 0;
@@ -92,9 +92,8 @@ absl::Status CheckDisjoint(const std::vector<Entry>& entries) {
   std::vector<const Entry*> by_offset;
   by_offset.reserve(entries.size());
   for (const Entry& entry : entries) by_offset.push_back(&entry);
-  std::sort(by_offset.begin(), by_offset.end(), [](const Entry* a, const Entry* b) {
-    return a->offset_bytes < b->offset_bytes;
-  });
+  std::sort(by_offset.begin(), by_offset.end(),
+            [](const Entry* a, const Entry* b) { return a->offset_bytes < b->offset_bytes; });
   for (size_t i = 1; i < by_offset.size(); ++i) {
     const Entry& left = *by_offset[i - 1];
     const Entry& right = *by_offset[i];

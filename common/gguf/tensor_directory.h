@@ -13,10 +13,11 @@
 
 namespace kvist::gguf {
 
-// Reads `count` tensor entries at `reader` over `file`, the whole file's bytes; tensor data begins at the first multiple
-// of `alignment_bytes` after them. INVALID_ARGUMENT naming the tensor: cut off, a limit passed, a type that is not
-// read, a row that is no whole number of blocks, data outside the file, misaligned or overlapping, a name twice.
-// REQUIRES: count <= kMaxTensors; alignment_bytes is a power of two up to kMaxAlignmentBytes.
+// Reads `count` tensor entries at `reader` over `file`, the whole file's bytes; tensor data begins
+// at the first multiple of `alignment_bytes` after them. INVALID_ARGUMENT naming the tensor: cut
+// off, a limit passed, a type that is not read, a row that is no whole number of blocks, data
+// outside the file, misaligned or overlapping, a name twice. REQUIRES: count <= kMaxTensors;
+// alignment_bytes is a power of two up to kMaxAlignmentBytes.
 absl::StatusOr<std::vector<TensorInfo>> ParseTensorDirectory(ByteReader& reader, uint64_t count,
                                                              uint64_t alignment_bytes,
                                                              std::span<const std::byte> file);

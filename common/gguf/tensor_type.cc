@@ -13,8 +13,8 @@ struct TypeRow {
   BlockShape shape;
 };
 
-// Block layouts of ggml: 32 values share one half-precision scale (and a minimum in the _1 types); K types share a
-// super-block of 256 values.
+// Block layouts of ggml: 32 values share one half-precision scale (and a minimum in the _1 types);
+// K types share a super-block of 256 values.
 constexpr std::array<TypeRow, 11> kTypes = {{
     {TensorType::kF32, "F32", {.elements = 1, .bytes = 4}},
     {TensorType::kF16, "F16", {.elements = 1, .bytes = 2}},

@@ -1,5 +1,5 @@
-// Element types of GGUF tensors and their storage (ggml's names and numbers; block-quantised types hold
-// `elements` values in `bytes` bytes).
+// Element types of GGUF tensors and their storage (ggml's names and numbers; block-quantised types
+// hold `elements` values in `bytes` bytes).
 #ifndef KVIST_COMMON_GGUF_TENSOR_TYPE_H_
 #define KVIST_COMMON_GGUF_TENSOR_TYPE_H_
 

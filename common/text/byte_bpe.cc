@@ -11,7 +11,8 @@
 namespace kvist::text {
 namespace {
 
-// GPT-2 spells bytes as characters: printable Latin-1 as itself, the rest as U+0100 and up in order.
+// GPT-2 spells bytes as characters: printable Latin-1 as itself, the rest as U+0100 and up in
+// order.
 constexpr char32_t kFirstSubstitute = 0x100;
 
 constexpr bool IsOwnSpelling(int byte) {

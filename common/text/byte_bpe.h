@@ -19,9 +19,9 @@
 
 namespace kvist::text {
 
-// As the model's own pipeline (Hugging Face tokenizers), which llama.cpp equals but in corners: a byte that the vocabulary
-// has no token for is dropped before merging; Llama 3 takes a word that is a token whole, past the merges.
-// Immutable; Thread-safe.
+// As the model's own pipeline (Hugging Face tokenizers), which llama.cpp equals but in corners: a
+// byte that the vocabulary has no token for is dropped before merging; Llama 3 takes a word that is
+// a token whole, past the merges. Immutable; Thread-safe.
 class ByteBpeTokenizer final : public Tokenizer {
  public:
   // INVALID_ARGUMENT for a merge that is not two known pieces making a known one.
@@ -42,9 +42,10 @@ class ByteBpeTokenizer final : public Tokenizer {
 
   std::vector<std::string> token_bytes_;  // by id
   SpecialTokens special_;
-  std::array<int32_t, 256> byte_ids_;  // the token of each single byte, -1 for none
+  std::array<int32_t, 256> byte_ids_;                // the token of each single byte, -1 for none
   absl::flat_hash_map<uint64_t, PairMerge> merges_;  // by left id << 32 | right id
-  // Words that are tokens, where the vocabulary prefers them to merging; else empty. Keys point into token_bytes_.
+  // Words that are tokens, where the vocabulary prefers them to merging; else empty. Keys point
+  // into token_bytes_.
   absl::flat_hash_map<absl::string_view, int32_t> whole_words_;
 };
 

@@ -20,11 +20,11 @@ struct FormatRow {
   std::string_view start_of_turn;  // also the mark by which a template is recognised
   std::string_view end_of_header;  // empty: the role's line ends the header
   std::string_view end_of_turn;
-  std::string_view after_header;   // between role and text
+  std::string_view after_header;  // between role and text
   std::string_view after_turn;
-  std::string_view assistant;      // the assistant's role name
-  bool trims;                      // whether the text of a message is trimmed
-  bool has_system_role;            // if not, roles alternate and the system text joins the first user message
+  std::string_view assistant;  // the assistant's role name
+  bool trims;                  // whether the text of a message is trimmed
+  bool has_system_role;  // if not, roles alternate and the system text joins the first user message
 };
 
 constexpr std::array<FormatRow, 3> kFormats = {{
@@ -116,7 +116,8 @@ std::string Unescape(std::string_view literal) {
   return text;
 }
 
-// Whether `quote` stands in `literal` without a backslash before it, so that the literal ends there.
+// Whether `quote` stands in `literal` without a backslash before it, so that the literal ends
+// there.
 bool EndsInside(std::string_view literal, char quote) {
   for (size_t i = 0; i < literal.size(); ++i) {
     if (literal[i] == '\\') {
@@ -130,7 +131,8 @@ bool EndsInside(std::string_view literal, char quote) {
 
 }  // namespace
 
-// Collects ids; text between two control tokens is encoded as one stretch, as it would be in the rendered template.
+// Collects ids; text between two control tokens is encoded as one stretch, as it would be in the
+// rendered template.
 class ChatEncoder::Builder {
  public:
   explicit Builder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
@@ -204,7 +206,8 @@ std::string ChatEncoder::DefaultSystem(std::string_view jinja) {
     const size_t end = literal.find(kEndMark);
     if (end == std::string_view::npos) continue;
     literal = literal.substr(0, end);
-    // '<|im_start|>system\n' + message['content'] + ... is no default: its literal ends before <|im_end|>.
+    // '<|im_start|>system\n' + message['content'] + ... is no default: its literal ends before
+    // <|im_end|>.
     if (EndsInside(literal, quote)) continue;
     const std::string text = Unescape(literal);
     if (text.starts_with('\n')) return text.substr(1);
@@ -212,8 +215,7 @@ std::string ChatEncoder::DefaultSystem(std::string_view jinja) {
   return {};
 }
 
-absl::Status ChatEncoder::CheckRoles(std::span<const ChatMessage> messages,
-                                     bool continuing) const {
+absl::Status ChatEncoder::CheckRoles(std::span<const ChatMessage> messages, bool continuing) const {
   if (messages.empty()) return InvalidField("messages", "there is none");
   const FormatRow& row = RowOf(format_);
   if (row.has_system_role) return absl::OkStatus();
@@ -229,9 +231,9 @@ absl::Status ChatEncoder::CheckRoles(std::span<const ChatMessage> messages,
   for (size_t i = first; i < messages.size(); ++i) {
     const Role expected = (i - first) % 2 == 0 ? Role::kUser : Role::kAssistant;
     if (messages[i].role != expected) {
-      return InvalidField("messages", absl::StrCat("in the format ", ToAbsl(row.name),
-                                                   " user and assistant must alternate; message ",
-                                                   i, " does not"));
+      return InvalidField(
+          "messages", absl::StrCat("in the format ", ToAbsl(row.name),
+                                   " user and assistant must alternate; message ", i, " does not"));
     }
   }
   return absl::OkStatus();

@@ -36,7 +36,8 @@ std::vector<utf8proc_int32_t> Decompose(std::string_view text) {
   return code_points;
 }
 
-// utf8proc's own reordering is an exchange sort: quadratic on a long run of combining marks. This one sorts each run.
+// utf8proc's own reordering is an exchange sort: quadratic on a long run of combining marks. This
+// one sorts each run.
 void OrderMarks(std::vector<utf8proc_int32_t>& code_points) {
   const auto is_mark = [](utf8proc_int32_t c) { return CombiningClass(c) != 0; };
   auto begin = code_points.begin();
@@ -55,8 +56,8 @@ void OrderMarks(std::vector<utf8proc_int32_t>& code_points) {
 
 std::string NormalizeNfc(std::string_view text) {
   // Below U+0300 (lead bytes up to 0xCB) every text is in form C already.
-  const bool normal = std::all_of(text.begin(), text.end(),
-                                  [](char c) { return static_cast<uint8_t>(c) < 0xCC; });
+  const bool normal =
+      std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 0xCC; });
   if (normal) return std::string(text);
   std::vector<utf8proc_int32_t> code_points = Decompose(text);
   OrderMarks(code_points);

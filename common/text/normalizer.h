@@ -7,8 +7,8 @@
 
 namespace kvist::text {
 
-// `text` in normalisation form C (Unicode annex 15). Time is linear up to a logarithm, also for long runs of
-// combining marks. REQUIRES: text is valid UTF-8.
+// `text` in normalisation form C (Unicode annex 15). Time is linear up to a logarithm, also for
+// long runs of combining marks. REQUIRES: text is valid UTF-8.
 std::string NormalizeNfc(std::string_view text);
 
 }  // namespace kvist::text

@@ -1,6 +1,7 @@
-// The loop at the heart of both BPE algorithms: of all neighbouring pairs that may be joined, join the best, until none is
-// left. O(n log n) for n symbols, whatever they are: a heap of candidates over a linked list of symbols, where a
-// candidate that an earlier join has overtaken is recognised when it comes up.
+// The loop at the heart of both BPE algorithms: of all neighbouring pairs that may be joined, join
+// the best, until none is left. O(n log n) for n symbols, whatever they are: a heap of candidates
+// over a linked list of symbols, where a candidate that an earlier join has overtaken is recognised
+// when it comes up.
 #ifndef KVIST_COMMON_TEXT_PAIR_MERGER_H_
 #define KVIST_COMMON_TEXT_PAIR_MERGER_H_
 
@@ -19,7 +20,8 @@ struct Symbol {
   int32_t id = -1;
 };
 
-// That two neighbours may be joined to the token `id`; the lowest priority goes first, the leftmost of equals.
+// That two neighbours may be joined to the token `id`; the lowest priority goes first, the leftmost
+// of equals.
 struct PairMerge {
   double priority = 0;
   int32_t id = -1;
@@ -32,8 +34,8 @@ class PairMerger {
   // Appends a symbol to the word. REQUIRES: symbol.size_bytes > 0.
   void Add(const Symbol& symbol) { nodes_.push_back({symbol, kNone, kNone}); }
 
-  // Joins pairs until `find(left, right)`, a std::optional<PairMerge>, allows none, and passes the symbols left over,
-  // in order, to `emit(symbol)`. At most 3 calls of `find` per symbol.
+  // Joins pairs until `find(left, right)`, a std::optional<PairMerge>, allows none, and passes the
+  // symbols left over, in order, to `emit(symbol)`. At most 3 calls of `find` per symbol.
   template <typename Find, typename Emit>
   void Merge(const Find& find, const Emit& emit) {
     heap_.clear();

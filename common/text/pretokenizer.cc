@@ -23,8 +23,8 @@ struct Char {
 // The Unicode property White_Space, which \s means; utf8proc has no query for it.
 bool IsWhiteSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-         c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 CharClass ClassOf(char32_t c) {
@@ -73,10 +73,11 @@ class Scanner {
     return position;
   }
 
-  // The end of a contraction ('s 't 're 've 'm 'll 'd) at `position`, or `position` if there is none.
+  // The end of a contraction ('s 't 're 've 'm 'll 'd) at `position`, or `position` if there is
+  // none.
   size_t ContractionEnd(size_t position, bool ignore_case) const {
-    static constexpr std::array<std::string_view, 7> kSuffixes = {"s",  "t", "re", "ve",
-                                                                  "m",  "ll", "d"};
+    static constexpr std::array<std::string_view, 7> kSuffixes = {"s", "t",  "re", "ve",
+                                                                  "m", "ll", "d"};
     if (At(position).code_point != '\'') return position;
     for (const std::string_view suffix : kSuffixes) {
       size_t end = position + 1;
@@ -117,7 +118,8 @@ class Scanner {
  private:
   static char32_t Folded(char32_t c, bool ignore_case) {
     if (!ignore_case) return c;
-    if (c == 0x17F) return 's';  // LATIN SMALL LETTER LONG S: the only other character that folds to one of these
+    if (c == 0x17F)
+      return 's';  // LATIN SMALL LETTER LONG S: the only other character that folds to one of these
     return c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c;
   }
 

@@ -17,9 +17,9 @@
 
 namespace kvist::text {
 
-// Spaces are spelled U+2581. The neighbours that make the piece of the highest score are joined first, the leftmost of
-// equals. A character without a piece becomes its bytes ("<0x0A>"), or the unknown token where there are no byte
-// pieces. Immutable; Thread-safe.
+// Spaces are spelled U+2581. The neighbours that make the piece of the highest score are joined
+// first, the leftmost of equals. A character without a piece becomes its bytes ("<0x0A>"), or the
+// unknown token where there are no byte pieces. Immutable; Thread-safe.
 class SentencePieceBpeTokenizer final : public Tokenizer {
  public:
   // REQUIRES: the vocabulary passed Tokenizer::Create's checks.
@@ -40,8 +40,9 @@ class SentencePieceBpeTokenizer final : public Tokenizer {
   std::vector<std::string> token_bytes_;  // by id
   SpecialTokens special_;                 // spellings with spaces as U+2581
   std::array<int32_t, 256> byte_ids_;     // the byte pieces, -1 for none
-  absl::flat_hash_map<absl::string_view, int32_t> pieces_;  // what plain text may become; keys point into the vocabulary
-  size_t longest_piece_bytes_ = 0;                          // of pieces_
+  absl::flat_hash_map<absl::string_view, int32_t>
+      pieces_;                      // what plain text may become; keys point into the vocabulary
+  size_t longest_piece_bytes_ = 0;  // of pieces_
 };
 
 }  // namespace kvist::text

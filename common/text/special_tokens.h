@@ -1,5 +1,5 @@
-// Tokens that are found in text as they are spelled, before any other splitting: control tokens ("<|im_end|>"), which
-// only trusted text may hold, and user-defined ones, which any text may.
+// Tokens that are found in text as they are spelled, before any other splitting: control tokens
+// ("<|im_end|>"), which only trusted text may hold, and user-defined ones, which any text may.
 #ifndef KVIST_COMMON_TEXT_SPECIAL_TOKENS_H_
 #define KVIST_COMMON_TEXT_SPECIAL_TOKENS_H_
 
@@ -29,8 +29,9 @@ class SpecialTokens {
   // REQUIRES: !spelling.empty().
   void Add(std::string_view spelling, int32_t id, TokenKind kind);
 
-  // Cuts `text` at special tokens, from the left, the longest at each place. Control and unknown tokens count only if
-  // `control` says so. O(text size times the longest spelling). The fragments point into `text`; none is empty.
+  // Cuts `text` at special tokens, from the left, the longest at each place. Control and unknown
+  // tokens count only if `control` says so. O(text size times the longest spelling). The fragments
+  // point into `text`; none is empty.
   std::vector<Fragment> Split(std::string_view text, ControlTokens control) const;
 
   // The token spelled exactly so.
@@ -38,8 +39,8 @@ class SpecialTokens {
 
  private:
   struct Node {
-    int32_t id = -1;          // of the token that ends here, or -1
-    bool control = false;     // whether that token needs ControlTokens::kRecognised
+    int32_t id = -1;       // of the token that ends here, or -1
+    bool control = false;  // whether that token needs ControlTokens::kRecognised
   };
   struct Match {
     size_t size_bytes = 0;  // 0: none

@@ -27,14 +27,14 @@ absl::Status CheckSizes(const Vocabulary& v) {
                         absl::StrCat(v.kinds.size(), " entries for ", tokens, " tokens"));
   }
   if (v.merges.size() > kMaxMerges) {
-    return InvalidField("vocabulary.merges", absl::StrCat(v.merges.size(),
-                                                          " merges are over the limit of ",
-                                                          kMaxMerges));
+    return InvalidField(
+        "vocabulary.merges",
+        absl::StrCat(v.merges.size(), " merges are over the limit of ", kMaxMerges));
   }
   if (v.stop_ids.size() > kMaxStopIds) {
-    return InvalidField("vocabulary.stop_ids", absl::StrCat(v.stop_ids.size(),
-                                                            " ids are over the limit of ",
-                                                            kMaxStopIds));
+    return InvalidField(
+        "vocabulary.stop_ids",
+        absl::StrCat(v.stop_ids.size(), " ids are over the limit of ", kMaxStopIds));
   }
   if (v.chat_template.size() > kMaxChatTemplateBytes) {
     return InvalidField("vocabulary.chat_template",
@@ -93,8 +93,8 @@ absl::Status CheckSentencePiece(const Vocabulary& v) {
   }
   if (!v.merges.empty()) return InvalidField("vocabulary.merges", "SentencePiece has none");
   if (v.scores.size() != v.pieces.size()) {
-    return InvalidField("vocabulary.scores", absl::StrCat(v.scores.size(), " entries for ",
-                                                          v.pieces.size(), " tokens"));
+    return InvalidField("vocabulary.scores",
+                        absl::StrCat(v.scores.size(), " entries for ", v.pieces.size(), " tokens"));
   }
   if (!std::all_of(v.scores.begin(), v.scores.end(), [](float s) { return std::isfinite(s); })) {
     return InvalidField("vocabulary.scores", "holds a score that is not finite");

@@ -28,7 +28,8 @@ Utf8Unit DecodeUtf8(std::string_view bytes);
 
 bool IsValidUtf8(std::string_view bytes);
 
-// `bytes` with U+FFFD in place of each maximal subpart that is no character. Valid text comes back as it was.
+// `bytes` with U+FFFD in place of each maximal subpart that is no character. Valid text comes back
+// as it was.
 std::string ReplaceInvalidUtf8(std::string_view bytes);
 
 // Appends `code_point`, a Unicode scalar value, to `*text`.

@@ -7,8 +7,9 @@
 
 namespace kvist::text {
 
-// Holds back an unfinished UTF-8 character until its bytes are there. Output is always valid UTF-8: bytes that can
-// belong to no character become U+FFFD (one per maximal subpart, Unicode 15, section 3.9). Single-threaded.
+// Holds back an unfinished UTF-8 character until its bytes are there. Output is always valid UTF-8:
+// bytes that can belong to no character become U+FFFD (one per maximal subpart, Unicode 15,
+// section 3.9). Single-threaded.
 class Utf8Stream {
  public:
   // Takes more bytes; returns the characters that are complete now.

@@ -22,16 +22,18 @@ constexpr std::string_view kKindsKey = "tokenizer.ggml.token_type";
 constexpr std::string_view kMergesKey = "tokenizer.ggml.merges";
 constexpr std::string_view kTemplateKey = "tokenizer.chat_template";
 
-// Spellings that have ended an answer in published chat models; files do not list them all as end of sequence.
+// Spellings that have ended an answer in published chat models; files do not list them all as end
+// of sequence.
 constexpr std::array<std::string_view, 6> kStopSpellings = {
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>"};
 
-// Spellings that are control tokens whatever the file says: some converted files mark them user-defined or normal, and
-// then text from a user could open and close turns. (llama.cpp overrides them for the same reason.)
+// Spellings that are control tokens whatever the file says: some converted files mark them
+// user-defined or normal, and then text from a user could open and close turns. (llama.cpp
+// overrides them for the same reason.)
 constexpr std::array<std::string_view, 12> kAlwaysControl = {
-    "<|im_start|>",  "<|im_end|>",          "<|endoftext|>",    "<|begin_of_text|>",
-    "<|eot_id|>",    "<|end_of_text|>",     "<|eom_id|>",       "<|start_header_id|>",
-    "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>",    "<bos>"};
+    "<|im_start|>",      "<|im_end|>",      "<|endoftext|>", "<|begin_of_text|>",
+    "<|eot_id|>",        "<|end_of_text|>", "<|eom_id|>",    "<|start_header_id|>",
+    "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<bos>"};
 
 template <size_t N>
 bool Contains(const std::array<std::string_view, N>& all, std::string_view one) {
@@ -77,8 +79,8 @@ absl::Status ReadAlgorithm(const gguf::File& file, Vocabulary* vocabulary) {
   if (!pre.ok()) return Required(pre.status(), kPreKey);
   const std::optional<Pretokenizer> pretokenizer = PretokenizerFromName(*pre);
   if (!pretokenizer) {
-    return InvalidField(kPreKey, absl::StrCat("'", *pre, "' is unknown; known: ",
-                                              ToAbsl(PretokenizerNames())));
+    return InvalidField(
+        kPreKey, absl::StrCat("'", *pre, "' is unknown; known: ", ToAbsl(PretokenizerNames())));
   }
   vocabulary->pretokenizer = *pretokenizer;
   return absl::OkStatus();
@@ -144,7 +146,8 @@ absl::Status ReadSpecialIds(const gguf::File& file, Vocabulary* vocabulary) {
   return absl::OkStatus();
 }
 
-// Defaults where a file does not say: SentencePiece vocabularies and Llama 3 begin with BOS (as in llama.cpp).
+// Defaults where a file does not say: SentencePiece vocabularies and Llama 3 begin with BOS (as in
+// llama.cpp).
 absl::Status ReadFlags(const gguf::File& file, Vocabulary* vocabulary) {
   const bool sentencepiece = vocabulary->algorithm == Algorithm::kSentencePieceBpe;
   const bool llama3 = vocabulary->pretokenizer == Pretokenizer::kLlamaBpe;

@@ -82,7 +82,7 @@ stop_leftovers() {
 if [ "$action" = stop ]; then
   if pid=$(owner); then
     kill -TERM "$pid"
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+    while is_alive "$pid"; do sleep 0.1; done
     say "The cluster in $dir is stopped."
   else
     say "No cluster runs in $dir."
@@ -128,6 +128,7 @@ start() {
   setsid "$build/kvist" "$role" --grpc "$grpc" --metrics "$metrics" "$@" \
     >"$dir/$name.log" 2>&1 </dev/null &
   printf '%s\n' $! >"$dir/$name.pid"
+  disown  # how it ends is told below, and not by bash
 }
 
 # await NAME ROLE [FLAG...]: waits until the process is ready, leaves its address in `grpc`, and
@@ -169,20 +170,21 @@ await frontend frontend --cache-manager "$manager"
 say "Ready. To talk to it: $build/kvist chat --endpoint $grpc"
 say "Ctrl-C stops all of it, and so does: $0 stop --dir $dir"
 
-# A process that dies is named, and the rest goes on: that is what a cluster is for.
+# A process that dies is named, and the rest goes on: that is what a cluster is for. Only wait takes
+# time here: bash may lose a Ctrl-C that meets another command.
 declare -A reported
 while true; do
   for file in "$dir"/*.pid; do
-    name=$(basename "$file" .pid)
-    pid=$(cat "$file")
-    if kill -0 "$pid" 2>/dev/null; then
+    name=${file##*/}
+    name=${name%.pid}
+    # The file is empty for a moment while a process is started again.
+    if ! read -r pid <"$file" || is_alive "$pid"; then
       continue
     fi
     [ "${reported[$name]:-}" = "$pid" ] ||
       warn "$name (process $pid) ended; to start it again: bash $dir/$name.command"
     reported[$name]=$pid
   done
-  # A background sleep, so that a signal is answered at once.
   sleep 1 &
   wait $! || true
 done

@@ -35,17 +35,26 @@ ask() {
   case $answer in [yY] | [yY][eE][sS]) return 0 ;; *) return 1 ;; esac
 }
 
+# Whether the process lives: one that ended and that nobody asked about yet does not.
+is_alive() {
+  local stat=
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  # The state follows the name, which stands in parentheses and may hold any character.
+  stat=${stat##*) }
+  [ "${stat%% *}" != Z ]
+}
+
 # Runs a command with its output in log $1. Every few seconds its newest line is shown, so that a
 # long step is seen to move; on failure the log's tail is printed and the command's status returned.
 run_logged() {
-  local log=$1 status=0 seconds=0 pid line shown=
+  local log=$1 status=0 polls=0 pid line shown=
   shift
   "$@" >"$log" 2>&1 &
   pid=$!
-  while kill -0 "$pid" 2>/dev/null; do
-    sleep 1
-    seconds=$((seconds + 1))
-    [ $((seconds % 5)) -eq 0 ] || continue
+  while is_alive "$pid"; do
+    sleep 0.2
+    polls=$((polls + 1))
+    [ $((polls % 25)) -eq 0 ] || continue
     line=$(tail -n 1 "$log" | tr -d '\r' | cut -c 1-90)
     [ "$line" = "$shown" ] || printf '  %s\n' "$line" >&2
     shown=$line
@@ -88,11 +97,11 @@ wait_ready() {
       grep -m 1 '^kvist ready ' "$log"
       return 0
     fi
-    kill -0 "$pid" 2>/dev/null || break
+    is_alive "$pid" || break
     sleep 0.1
     tenths_left=$((tenths_left - 1))
   done
-  if kill -0 "$pid" 2>/dev/null; then
+  if is_alive "$pid"; then
     warn "the server was not ready after $3 seconds; the last lines of $log:"
   else
     warn "the server ended before it was ready; the last lines of $log:"
@@ -115,7 +124,7 @@ stop_processes() {
   local pid tenths_left=100
   for pid in "$@"; do kill -TERM "$pid" 2>/dev/null || true; done
   for pid in "$@"; do
-    while kill -0 "$pid" 2>/dev/null && [ "$tenths_left" -gt 0 ]; do
+    while is_alive "$pid" && [ "$tenths_left" -gt 0 ]; do
       sleep 0.1
       tenths_left=$((tenths_left - 1))
     done

@@ -13,17 +13,30 @@
 
 namespace kvist::testing {
 
-// Appends metadata and tensors in the order of the calls. Nothing is checked, so that files can be wrong in any way:
-// counts and offsets can be overridden, and raw bytes put anywhere. Single-threaded.
+// Appends metadata and tensors in the order of the calls. Nothing is checked, so that files can be
+// wrong in any way: counts and offsets can be overridden, and raw bytes put anywhere.
+// Single-threaded.
 class GgufBuilder {
  public:
   // Numbers of the format's value types.
   enum Type : uint32_t {
-    kUint8, kInt8, kUint16, kInt16, kUint32, kInt32, kFloat32, kBool, kString, kArray, kUint64, kInt64, kFloat64
+    kUint8,
+    kInt8,
+    kUint16,
+    kInt16,
+    kUint32,
+    kInt32,
+    kFloat32,
+    kBool,
+    kString,
+    kArray,
+    kUint64,
+    kInt64,
+    kFloat64
   };
 
-  // A tensor as the file will say it. `data` follows the previous tensor's, aligned; `offset_bytes`, if set, is what the
-  // directory says instead of its true place.
+  // A tensor as the file will say it. `data` follows the previous tensor's, aligned;
+  // `offset_bytes`, if set, is what the directory says instead of its true place.
   struct Tensor {
     std::string name;
     std::vector<uint64_t> dims;
@@ -34,8 +47,7 @@ class GgufBuilder {
 
   // One value of `type`, whose C++ type must be T.
   template <typename T>
-    requires std::is_arithmetic_v<T>
-  GgufBuilder& Add(std::string_view key, Type type, T value) {
+  requires std::is_arithmetic_v<T> GgufBuilder& Add(std::string_view key, Type type, T value) {
     Key(key, type);
     Put(metadata_, value);
     return *this;
@@ -43,8 +55,8 @@ class GgufBuilder {
   GgufBuilder& AddString(std::string_view key, std::string_view value);
   GgufBuilder& AddStrings(std::string_view key, const std::vector<std::string>& values);
   template <typename T>
-    requires std::is_arithmetic_v<T>
-  GgufBuilder& AddArray(std::string_view key, Type type, const std::vector<T>& values) {
+  requires std::is_arithmetic_v<T> GgufBuilder& AddArray(std::string_view key, Type type,
+                                                         const std::vector<T>& values) {
     Key(key, kArray);
     Put(metadata_, static_cast<uint32_t>(type));
     Put(metadata_, static_cast<uint64_t>(values.size()));
@@ -55,12 +67,27 @@ class GgufBuilder {
   GgufBuilder& AddRaw(std::string_view key, uint32_t type, std::string_view value_bytes);
   GgufBuilder& AddTensor(Tensor tensor);
 
-  GgufBuilder& Version(uint32_t version) { version_ = version; return *this; }
-  GgufBuilder& Magic(std::string_view magic) { magic_ = magic; return *this; }
-  GgufBuilder& TensorCount(uint64_t count) { tensor_count_ = count; return *this; }
-  GgufBuilder& MetadataCount(uint64_t count) { metadata_count_ = count; return *this; }
+  GgufBuilder& Version(uint32_t version) {
+    version_ = version;
+    return *this;
+  }
+  GgufBuilder& Magic(std::string_view magic) {
+    magic_ = magic;
+    return *this;
+  }
+  GgufBuilder& TensorCount(uint64_t count) {
+    tensor_count_ = count;
+    return *this;
+  }
+  GgufBuilder& MetadataCount(uint64_t count) {
+    metadata_count_ = count;
+    return *this;
+  }
   // Alignment used for laying out data; a file that says so needs the key general.alignment too.
-  GgufBuilder& Alignment(uint64_t bytes) { alignment_bytes_ = bytes; return *this; }
+  GgufBuilder& Alignment(uint64_t bytes) {
+    alignment_bytes_ = bytes;
+    return *this;
+  }
 
   std::string Build() const;
 

@@ -16,6 +16,11 @@ std::vector<int32_t> Ids(int64_t n, int32_t salt) {
   return ids;
 }
 
+std::string Numbered(std::string prefix, int number) {
+  prefix.append(std::to_string(number));
+  return prefix;
+}
+
 GenerateRequest RequestOf(const std::string& id, std::vector<int32_t> prompt, int64_t max_new) {
   GenerateRequest request;
   request.id = RequestId(id);

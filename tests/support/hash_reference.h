@@ -13,6 +13,8 @@ namespace kvist::worker {
 
 // n ids below 64 that depend on `salt`.
 std::vector<int32_t> Ids(int64_t n, int32_t salt);
+// "r" and 7 give "r7".
+std::string Numbered(std::string prefix, int number);
 // A greedy request with that prompt.
 GenerateRequest RequestOf(const std::string& id, std::vector<int32_t> prompt, int64_t max_new);
 // What the model answers, token after token, without engine, blocks or batches. The request's own format, or f16.

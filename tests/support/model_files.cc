@@ -39,8 +39,8 @@ std::string GoldenPath(std::string_view name) {
 absl::StatusOr<std::vector<std::string>> ReadGoldenLines(std::string_view name) {
   std::ifstream file(GoldenPath(name));
   if (!file) {
-    return absl::NotFoundError(absl::StrCat(GoldenPath(name),
-                                            " is missing: run tests in the root of the sources"));
+    return absl::NotFoundError(
+        absl::StrCat(GoldenPath(name), " is missing: run tests in the root of the sources"));
   }
   std::vector<std::string> lines;
   for (std::string line; std::getline(file, line);) {

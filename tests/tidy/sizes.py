@@ -26,9 +26,19 @@ def check(tree):
         for name, start, end in functions(tree.code(path)):
             breaches += _function_length(path, name, start, end)
     for path in tree.with_suffix(".py"):
-        for node in ast.walk(ast.parse(tree.text(path))):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                breaches += _function_length(path, node.name, node.lineno, node.end_lineno)
+        breaches += _python_functions(tree, path)
+    return breaches
+
+
+def _python_functions(tree, path):
+    try:
+        nodes = list(ast.walk(ast.parse(tree.text(path))))
+    except SyntaxError as error:
+        return [Breach(path, error.lineno or 1, f"does not parse: {error.msg}", path)]
+    breaches = []
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            breaches += _function_length(path, node.name, node.lineno, node.end_lineno)
     return breaches
 
 

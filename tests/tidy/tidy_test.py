@@ -162,6 +162,16 @@ class TidyTest(unittest.TestCase):
             "worker/engine/extra.cc:1: no CMakeLists.txt lists",
         )
 
+    def test_headers_of_tests_may_go_unlisted(self):
+        self.assertEqual(self.breaches("cmake_lists", {"tests/worker/engine/case.h": ""}), [])
+        self.assert_caught("cmake_lists", {"worker/engine/case.h": ""}, "worker/engine/case.h:1")
+
+    def test_proto_files_are_listed_by_their_names(self):
+        lists = {"proto/CMakeLists.txt": "set(PROTOS types)\n", "proto/kvist/v1/types.proto": ""}
+        self.assertEqual(self.breaches("cmake_lists", lists), [])
+        extra = {**lists, "proto/kvist/v1/extra.proto": ""}
+        self.assert_caught("cmake_lists", extra, "extra.proto:1: no CMakeLists.txt lists this file")
+
     def test_source_listed_in_a_comment_is_not_listed(self):
         self.assert_caught(
             "cmake_lists",
@@ -205,6 +215,9 @@ class TidyTest(unittest.TestCase):
             "sizes", {"a.py": "def f():\n" + "    pass\n" * 70}, "function f has 71 lines"
         )
 
+    def test_python_that_does_not_parse_is_caught(self):
+        self.assert_caught("sizes", {"a.py": "def f(:\n"}, "does not parse")
+
     def test_exception_lets_a_function_pass_and_must_be_needed(self):
         long = {"worker/a.cc": "int Sum() {\n" + "\n" * 80 + "}\n"}
         allowed = {tidy.EXCEPTIONS: "sizes worker/a.cc:Sum  # a table\n"}
@@ -216,7 +229,7 @@ class TidyTest(unittest.TestCase):
             self.breaches("sizes", {tidy.EXCEPTIONS: "sizes worker/a.cc\n"})
 
     def test_unfinished_words_are_caught(self):
-        for word in ("// TO" "DO: later", "// FIX" "ME", "#if 0" "", "TEST(A, DISABLED" "_B) {}"):
+        for word in ("// TO" "DO: later", "// FIX" "ME", "#if " "0", "TEST(A, DISABLED" "_B) {}"):
             with self.subTest(word):
                 self.assert_caught("words", {"worker/engine/engine.cc": word + "\n"}, "unfinished")
 

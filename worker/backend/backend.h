@@ -1,4 +1,5 @@
-// A device that holds a model and KV pools and runs batches. The engine touches memory and kernels only through this.
+// A device that holds a model and KV pools and runs batches. The engine touches memory and kernels
+// only through this.
 #ifndef KVIST_WORKER_BACKEND_BACKEND_H_
 #define KVIST_WORKER_BACKEND_BACKEND_H_
 
@@ -17,19 +18,19 @@ namespace kvist::worker {
 
 // Facts about a loaded model that others need.
 struct ModelFacts {
-  std::string name;            // general.name, or the file's stem
-  std::string architecture;    // "llama", "gemma3", ...
-  std::string fingerprint;     // SHA-256 of the file, hex
+  std::string name;          // general.name, or the file's stem
+  std::string architecture;  // "llama", "gemma3", ...
+  std::string fingerprint;   // SHA-256 of the file, hex
   int64_t vocab = 0;
   int64_t context_tokens = 0;  // the most positions this backend runs: min(model's, configured)
   int64_t parameters = 0;
-  int64_t weight_bytes = 0;    // bytes read per decode step
+  int64_t weight_bytes = 0;  // bytes read per decode step
   std::vector<LayerGroup> groups;
 };
 
 // One KV pool of the backend: its arena has num_blocks blocks of layout.block_bytes().
 struct PoolSpec {
-  int32_t group = 0;           // index into ModelFacts::groups
+  int32_t group = 0;  // index into ModelFacts::groups
   KvFormat format = KvFormat::kF16;
   int32_t num_blocks = 0;
   int64_t block_bytes = 0;
@@ -44,14 +45,16 @@ class Backend {
   virtual const ModelFacts& model() const = 0;
   // Pools, ordered by (format in the configured order, group): pool index = position.
   virtual const std::vector<PoolSpec>& pools() const = 0;
-  // What must be equal for two workers' KV bytes and logits to be interchangeable: backend, recipe version, page layout.
+  // What must be equal for two workers' KV bytes and logits to be interchangeable: backend, recipe
+  // version, page layout.
   virtual std::string numerics_id() const = 0;
   // The path in use, for logs and metrics: "cpu/avx2, 2 threads, huge pages".
   virtual std::string description() const = 0;
 
-  // Runs the batch: writes the KV of all its tokens into their blocks and computes the wanted logits. The same bits for a token
-  // whatever else is in the batch and however its sequence was cut into slices. A batch that breaks a limit (context_tokens, vocab,
-  // max_batch_tokens, block index out of range) is INTERNAL and changes nothing.
+  // Runs the batch: writes the KV of all its tokens into their blocks and computes the wanted
+  // logits. The same bits for a token whatever else is in the batch and however its sequence was
+  // cut into slices. A batch that breaks a limit (context_tokens, vocab, max_batch_tokens, block
+  // index out of range) is INTERNAL and changes nothing.
   virtual absl::StatusOr<Logits> Run(const Batch& batch) = 0;
   // The most tokens in one batch.
   virtual int64_t max_batch_tokens() const = 0;
@@ -60,7 +63,8 @@ class Backend {
 
   // Copies a whole block inside a pool (copy on write). REQUIRES: valid indices.
   virtual void CopyBlock(int32_t pool, int32_t from, int32_t to) = 0;
-  // A block's bytes out of and into a pool (offload, snapshot, transfer). REQUIRES: sizes equal block_bytes.
+  // A block's bytes out of and into a pool (offload, snapshot, transfer). REQUIRES: sizes equal
+  // block_bytes.
   virtual void ReadBlock(int32_t pool, int32_t block, std::span<std::byte> out) const = 0;
   virtual void WriteBlock(int32_t pool, int32_t block, std::span<const std::byte> bytes) = 0;
 };

@@ -10,16 +10,16 @@
 
 namespace kvist::worker {
 
-// Consecutive tokens of one sequence: a chunk of prefill, or one token of decode. Spans point into the engine's
-// sequences and stay valid during the step.
+// Consecutive tokens of one sequence: a chunk of prefill, or one token of decode. Spans point into
+// the engine's sequences and stay valid during the step.
 struct SequenceSlice {
   std::span<const int32_t> tokens;  // [n] ids, n >= 1
   int64_t first_position = 0;       // absolute position of tokens[0]
   KvFormat kv_format = KvFormat::kF16;
-  // Per layer group: the physical block of each logical block that covers positions [0, first_position + n).
-  // -1 where the group's window has passed and the block was given up.
+  // Per layer group: the physical block of each logical block that covers positions [0,
+  // first_position + n). -1 where the group's window has passed and the block was given up.
   std::vector<std::span<const int32_t>> block_tables;
-  int64_t logits_from = 0;          // logits wanted for tokens[logits_from, n); n: none
+  int64_t logits_from = 0;  // logits wanted for tokens[logits_from, n); n: none
 };
 
 struct Batch {
@@ -32,7 +32,8 @@ struct Batch {
   }
 };
 
-// Logits [rows, vocab], rows in the order of the slices and, within one, of its tokens. Valid until the backend's next Run.
+// Logits [rows, vocab], rows in the order of the slices and, within one, of its tokens. Valid until
+// the backend's next Run.
 struct Logits {
   const float* data = nullptr;
   int64_t rows = 0;

@@ -1,4 +1,5 @@
-// The CPU backend: packed weights, KV arenas and scratch in memory taken at start, and a team of threads.
+// The CPU backend: packed weights, KV arenas and scratch in memory taken at start, and a team of
+// threads.
 #ifndef KVIST_WORKER_BACKEND_CPU_BACKEND_H_
 #define KVIST_WORKER_BACKEND_CPU_BACKEND_H_
 
@@ -15,15 +16,16 @@
 namespace kvist::worker {
 
 struct CpuBackendOptions {
-  int threads = 0;                       // 0: one per core this process may use
-  std::string kernels = "auto";          // "auto", "scalar", "avx2", ...
-  // "native": packed as stored, activations quantised to 8 bits for block-quantised weights. "float32": all weights dequantised at
-  // load, float activations (slow; the reference numerics, its own numerics id).
+  int threads = 0;               // 0: one per core this process may use
+  std::string kernels = "auto";  // "auto", "scalar", "avx2", ...
+  // "native": packed as stored, activations quantised to 8 bits for block-quantised weights.
+  // "float32": all weights dequantised at load, float activations (slow; the reference numerics,
+  // its own numerics id).
   std::string weights = "native";
-  int64_t context_tokens = 0;            // 0: the model's, capped at kDefaultContextTokens
+  int64_t context_tokens = 0;  // 0: the model's, capped at kDefaultContextTokens
   int32_t block_tokens = 16;
   std::vector<KvFormat> kv_formats = {KvFormat::kF16};
-  int64_t kv_bytes = 0;                  // all pools together; 0: a quarter of the memory available now
+  int64_t kv_bytes = 0;  // all pools together; 0: a quarter of the memory available now
   // Overrides kv_bytes for tests: blocks per pool, the same in each.
   int32_t blocks_per_pool = 0;
   int64_t max_batch_tokens = 512;
@@ -33,9 +35,11 @@ struct CpuBackendOptions {
 };
 inline constexpr int64_t kDefaultContextTokens = 8192;
 
-// Loads the model of `file` (which may be closed afterwards). INVALID_ARGUMENT naming the option, the metadata key or the tensor for
-// anything wrong: unknown architecture, missing, extra or misshapen tensors. RESOURCE_EXHAUSTED if memory cannot be had.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file, const CpuBackendOptions& options);
+// Loads the model of `file` (which may be closed afterwards). INVALID_ARGUMENT naming the option,
+// the metadata key or the tensor for anything wrong: unknown architecture, missing, extra or
+// misshapen tensors. RESOURCE_EXHAUSTED if memory cannot be had.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file,
+                                                          const CpuBackendOptions& options);
 
 }  // namespace kvist::worker
 

@@ -1,3 +1,4 @@
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include <string>
@@ -9,8 +10,20 @@
 #include "worker/kernels/kernel_table.h"
 
 namespace kvist::worker {
+namespace {
 
-// K and V of one page as floats, and the running and merged output of each row of a tile (attention.inc).
+// The builtin also asks whether the operating system saves the registers; F16C has no builtin in
+// every compiler.
+bool RunsAvx2() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool has_f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  return has_f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+// K and V of one page as floats, and the running and merged output of each row of a tile
+// (attention.inc).
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries) {
   const int64_t rows = heads * queries < kAttentionTileRows ? heads * queries : kAttentionTileRows;
   return 2 * head_dim * (kPageTokens + rows);
@@ -18,6 +31,7 @@ int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries)
 
 std::vector<const KernelTable*> AvailableKernels() {
   std::vector<const KernelTable*> tables = {&kScalarKernels};
+  if (RunsAvx2()) tables.push_back(&kAvx2Kernels);
   return tables;
 }
 
@@ -27,11 +41,12 @@ absl::StatusOr<const KernelTable*> SelectKernels(std::string_view name) {
   for (const KernelTable* table : tables) {
     if (table->name == name) return table;
   }
-  const std::string names = absl::StrJoin(tables, ", ", [](std::string* out, const KernelTable* table) {
-    absl::StrAppend(out, ToAbsl(table->name));
-  });
-  return absl::InvalidArgumentError(
-      absl::StrCat("kernels \"", ToAbsl(name), "\" are not available on this CPU; available: auto, ", names));
+  const std::string names =
+      absl::StrJoin(tables, ", ", [](std::string* out, const KernelTable* table) {
+        absl::StrAppend(out, ToAbsl(table->name));
+      });
+  return absl::InvalidArgumentError(absl::StrCat(
+      "kernels \"", ToAbsl(name), "\" are not available on this CPU; available: auto, ", names));
 }
 
 void SetFloatEnvironment() {

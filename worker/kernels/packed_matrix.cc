@@ -21,7 +21,8 @@ constexpr int64_t kAlignment = 64;
 void OrByte(std::byte* p, int bits) { *p |= static_cast<std::byte>(bits); }
 
 // Sets the bits of one stored integer in a zeroed packed block.
-void PackInteger(TensorType type, const PackedLayout& layout, int row, int col, uint8_t value, std::byte* block) {
+void PackInteger(TensorType type, const PackedLayout& layout, int row, int col, uint8_t value,
+                 std::byte* block) {
   const int step = col / 32;
   const int c = col % 32;
   const int word = c / 4;
@@ -41,17 +42,20 @@ void PackInteger(TensorType type, const PackedLayout& layout, int row, int col, 
   }
 }
 
-void PackScales(TensorType type, const PackedLayout& layout, int row, const IntegerBlock& in, std::byte* block) {
+void PackScales(TensorType type, const PackedLayout& layout, int row, const IntegerBlock& in,
+                std::byte* block) {
   std::memcpy(block + 2 * row, &in.d, 2);
   if (layout.m >= 0) std::memcpy(block + layout.m + 2 * row, &in.m, 2);
   if (layout.scale < 0) return;
   const int scales = type == TensorType::kQ6_K ? 16 : 8;
-  for (int i = 0; i < scales; ++i) block[layout.scale + 16 * i + row] = static_cast<std::byte>(in.scale[i]);
+  for (int i = 0; i < scales; ++i)
+    block[layout.scale + 16 * i + row] = static_cast<std::byte>(in.scale[i]);
   if (layout.min < 0) return;
   for (int i = 0; i < 8; ++i) block[layout.min + 16 * i + row] = static_cast<std::byte>(in.min[i]);
 }
 
-void PackQuantizedRow(TensorType type, int64_t cols, int row, const std::byte* source, std::byte* panel) {
+void PackQuantizedRow(TensorType type, int64_t cols, int row, const std::byte* source,
+                      std::byte* panel) {
   const PackedLayout layout = PackedLayoutOf(type);
   const int64_t source_bytes = gguf::BlockShapeOf(type).bytes;
   IntegerBlock block{};
@@ -63,9 +67,11 @@ void PackQuantizedRow(TensorType type, int64_t cols, int row, const std::byte* s
   }
 }
 
-void PackFloatRow(int64_t element_bytes, int64_t cols, int row, const std::byte* source, std::byte* panel) {
+void PackFloatRow(int64_t element_bytes, int64_t cols, int row, const std::byte* source,
+                  std::byte* panel) {
   for (int64_t c = 0; c < cols; ++c) {
-    std::memcpy(panel + (c * kPanelRows + row) * element_bytes, source + c * element_bytes, element_bytes);
+    std::memcpy(panel + (c * kPanelRows + row) * element_bytes, source + c * element_bytes,
+                element_bytes);
   }
 }
 
@@ -94,13 +100,14 @@ absl::StatusOr<int64_t> PackedBytes(TensorType type, int64_t rows, int64_t cols)
   const std::optional<int64_t> bytes =
       rows < 0 ? std::nullopt : CheckedMultiply(CeilDiv(rows, kPanelRows), panel_bytes);
   if (!bytes.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot pack ", rows, " rows of ", cols, " columns"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot pack ", rows, " rows of ", cols, " columns"));
   }
   return *bytes;
 }
 
-void PackPanels(TensorType type, int64_t rows, int64_t cols, std::span<const std::byte> source, int64_t first_panel,
-                int64_t last_panel, std::span<std::byte> out) {
+void PackPanels(TensorType type, int64_t rows, int64_t cols, std::span<const std::byte> source,
+                int64_t first_panel, int64_t last_panel, std::span<std::byte> out) {
   const absl::StatusOr<int64_t> panel_bytes = PackedPanelBytes(type, cols);
   KVIST_CHECK(panel_bytes.ok(), "PackPanels of a shape that cannot be packed");
   const gguf::BlockShape shape = gguf::BlockShapeOf(type);

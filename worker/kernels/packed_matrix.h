@@ -1,5 +1,5 @@
-// Weight matrices in the layout that the CPU kernels read ("R16"): panels of 16 output rows, interleaved so that each
-// SIMD lane owns one row and no horizontal sum is needed (KERNELS.md 1.1).
+// Weight matrices in the layout that the CPU kernels read ("R16"): panels of 16 output rows,
+// interleaved so that each SIMD lane owns one row and no horizontal sum is needed (KERNELS.md 1.1).
 #ifndef KVIST_WORKER_KERNELS_PACKED_MATRIX_H_
 #define KVIST_WORKER_KERNELS_PACKED_MATRIX_H_
 
@@ -9,33 +9,29 @@
 
 #include "absl/status/statusor.h"
 #include "common/gguf/tensor_type.h"
+#include "worker/kernels/packed_layout.h"
 
 namespace kvist::worker {
 
-inline constexpr int64_t kPanelRows = 16;
-
-// A packed [rows, cols] matrix: a view, the bytes belong to the model's weight arena. The last panel is padded with zero rows.
-struct PackedMatrix {
-  gguf::TensorType type = gguf::TensorType::kF32;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  const std::byte* data = nullptr;  // 64-byte aligned; panel p begins at data + p * panel_bytes
-  int64_t panel_bytes = 0;
-
-  int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
-};
-
-// Whether the type's products take activations quantised to 8 bits (block-quantised weights) or floats (F32, F16, BF16).
+// Whether the type's products take activations quantised to 8 bits (block-quantised weights) or
+// floats (F32, F16, BF16).
 bool UsesQuantizedActivations(gguf::TensorType type);
 
-// Bytes of one packed panel / of the whole packed matrix. INVALID_ARGUMENT if a row is not a whole number of blocks.
+// Bytes of one packed panel / of the whole packed matrix. INVALID_ARGUMENT if a row is not a whole
+// number of blocks.
 absl::StatusOr<int64_t> PackedPanelBytes(gguf::TensorType type, int64_t cols);
 absl::StatusOr<int64_t> PackedBytes(gguf::TensorType type, int64_t rows, int64_t cols);
 
-// Packs rows [16 * first_panel, 16 * last_panel) of a [rows, cols] GGUF tensor into `out` (the whole matrix's packed
-// bytes, 64-byte aligned). Lossless: a pure permutation of the tensor's information. REQUIRES: sizes agree.
-void PackPanels(gguf::TensorType type, int64_t rows, int64_t cols, std::span<const std::byte> source,
-                int64_t first_panel, int64_t last_panel, std::span<std::byte> out);
+// Packs rows [16 * first_panel, 16 * last_panel) of a [rows, cols] GGUF tensor into `out` (the
+// whole matrix's packed bytes, 64-byte aligned). Lossless: a pure permutation of the tensor's
+// information. REQUIRES: sizes agree.
+void PackPanels(gguf::TensorType type, int64_t rows, int64_t cols,
+                std::span<const std::byte> source, int64_t first_panel, int64_t last_panel,
+                std::span<std::byte> out);
+
+// The values of row `row`: the same floats as Dequantize gives for the tensor's stored row.
+// REQUIRES: 0 <= row < matrix.rows, out.size() == matrix.cols.
+void UnpackRow(const PackedMatrix& matrix, int64_t row, std::span<float> out);
 
 }  // namespace kvist::worker
 

@@ -13,12 +13,15 @@ using gguf::TensorType;
 
 constexpr uint32_t kFloatInfinity = 0x7f800000;
 
+}  // namespace
+
 void DequantizeBlock(TensorType type, const IntegerBlock& block, std::span<float> out) {
   const float d = HalfToFloat(block.d);
   const int offset = IntegerOffset(type);
   switch (type) {
     case TensorType::kQ8_0:
-      for (size_t c = 0; c < 32; ++c) out[c] = d * static_cast<float>(static_cast<int8_t>(block.q[c]));
+      for (size_t c = 0; c < 32; ++c)
+        out[c] = d * static_cast<float>(static_cast<int8_t>(block.q[c]));
       return;
     case TensorType::kQ4_1:
     case TensorType::kQ5_1: {
@@ -38,7 +41,8 @@ void DequantizeBlock(TensorType type, const IntegerBlock& block, std::span<float
     }
     case TensorType::kQ6_K:
       for (size_t c = 0; c < 256; ++c) {
-        out[c] = d * static_cast<float>(block.scale[c / 16]) * static_cast<float>(block.q[c] - offset);
+        out[c] =
+            d * static_cast<float>(block.scale[c / 16]) * static_cast<float>(block.q[c] - offset);
       }
       return;
     default:
@@ -47,9 +51,8 @@ void DequantizeBlock(TensorType type, const IntegerBlock& block, std::span<float
   }
 }
 
-}  // namespace
-
-// Integer arithmetic only, so that the result does not depend on the thread's denormal mode, as F16C does not.
+// Integer arithmetic only, so that the result does not depend on the thread's denormal mode, as
+// F16C does not.
 float HalfToFloat(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t exponent = (half >> 10) & 31;
@@ -58,7 +61,8 @@ float HalfToFloat(uint16_t half) {
     const uint32_t quiet = mantissa != 0 ? 0x400000 : 0;
     return std::bit_cast<float>(sign | kFloatInfinity | (mantissa << 13) | quiet);
   }
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   if (mantissa == 0) return std::bit_cast<float>(sign);
   const int shift = std::countl_zero(mantissa) - 21;  // brings the leading bit to bit 10
   return std::bit_cast<float>(sign | (static_cast<uint32_t>(113 - shift) << 23) |
@@ -74,8 +78,9 @@ uint16_t FloatToHalf(float value) {
   }
   if (magnitude >= 0x477ff000) return sign | 0x7c00;  // 65520 and above round to infinity
   uint32_t shift = 13;
-  uint32_t significand = magnitude - (uint32_t{112} << 23);  // exponent rebased; the carry of rounding may enter it
-  if (magnitude < 0x38800000) {                              // below 2^-14: a denormal half
+  uint32_t significand =
+      magnitude - (uint32_t{112} << 23);  // exponent rebased; the carry of rounding may enter it
+  if (magnitude < 0x38800000) {           // below 2^-14: a denormal half
     const uint32_t exponent = magnitude >> 23;
     if (exponent < 102) return sign;  // below 2^-25, which itself ties to even, to zero
     shift = 126 - exponent;
@@ -86,7 +91,9 @@ uint16_t FloatToHalf(float value) {
   return static_cast<uint16_t>(sign | ((significand + half_unit - 1 + odd) >> shift));
 }
 
-float Bf16ToFloat(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+float Bf16ToFloat(uint16_t value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
 
 uint16_t FloatToBf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

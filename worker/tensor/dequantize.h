@@ -1,4 +1,5 @@
-// Meaning of the stored weight types: values of quantised blocks (ggml's block formats), and half-precision conversion.
+// Meaning of the stored weight types: values of quantised blocks (ggml's block formats), and
+// half-precision conversion.
 #ifndef KVIST_WORKER_TENSOR_DEQUANTIZE_H_
 #define KVIST_WORKER_TENSOR_DEQUANTIZE_H_
 
@@ -16,7 +17,8 @@ uint16_t FloatToHalf(float value);
 float Bf16ToFloat(uint16_t value);
 uint16_t FloatToBf16(float value);
 
-// The float values of stored blocks. REQUIRES: out.size() is a whole number of blocks and `blocks` has their bytes.
+// The float values of stored blocks. REQUIRES: out.size() is a whole number of blocks and `blocks`
+// has their bytes.
 void Dequantize(gguf::TensorType type, std::span<const std::byte> blocks, std::span<float> out);
 
 }  // namespace kvist::worker

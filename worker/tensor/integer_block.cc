@@ -23,7 +23,8 @@ uint32_t Load32(const std::byte* p) {
   return value;
 }
 
-// Low nibbles are columns 0..15, high nibbles 16..31. `high_bits`: bit c is the fifth bit of column c.
+// Low nibbles are columns 0..15, high nibbles 16..31. `high_bits`: bit c is the fifth bit of column
+// c.
 void DecodeNibbles32(const std::byte* nibbles, uint32_t high_bits, IntegerBlock& out) {
   for (int i = 0; i < 16; ++i) {
     const uint8_t byte = ByteAt(nibbles + i);
@@ -32,8 +33,9 @@ void DecodeNibbles32(const std::byte* nibbles, uint32_t high_bits, IntegerBlock&
   }
 }
 
-// Twelve bytes hold eight 6-bit scales and eight 6-bit minima: the first four of each in bytes 0..3 and 4..7, the low
-// nibbles of the others in bytes 8..11, and their upper two bits on top of bytes 0..7.
+// Twelve bytes hold eight 6-bit scales and eight 6-bit minima: the first four of each in bytes 0..3
+// and 4..7, the low nibbles of the others in bytes 8..11, and their upper two bits on top of bytes
+// 0..7.
 void DecodeKScales(const std::byte* packed, IntegerBlock& out) {
   for (int j = 0; j < 4; ++j) {
     const uint8_t low = ByteAt(packed + j);
@@ -46,8 +48,8 @@ void DecodeKScales(const std::byte* packed, IntegerBlock& out) {
   }
 }
 
-// Every 32 bytes of nibbles are 64 columns: low nibbles the first 32, high nibbles the second 32. `high_bits` (or null):
-// 32 bytes, bit s of byte i is the fifth bit of column 32 * s + i.
+// Every 32 bytes of nibbles are 64 columns: low nibbles the first 32, high nibbles the second 32.
+// `high_bits` (or null): 32 bytes, bit s of byte i is the fifth bit of column 32 * s + i.
 void DecodeK45(const std::byte* nibbles, const std::byte* high_bits, IntegerBlock& out) {
   for (int chunk = 0; chunk < 4; ++chunk) {
     for (int i = 0; i < 32; ++i) {

@@ -58,9 +58,9 @@ void ExpectAllCases(const Tokenizer& tokenizer, std::string_view golden, size_t 
     EXPECT_EQ(tokenizer.Encode(text, ControlTokens::kRecognised), ids) << line;
     EXPECT_EQ(tokenizer.Encode(text, ControlTokens::kPlain), plain) << line;
     EXPECT_EQ(tokenizer.Decode(ids), test.at("decoded").get<std::string>()) << line;
-    EXPECT_TRUE(std::none_of(plain.begin(), plain.end(),
-                             [&](int32_t id) { return tokenizer.IsControl(id); }))
-        << line;
+    EXPECT_TRUE(std::none_of(plain.begin(), plain.end(), [&](int32_t id) {
+      return tokenizer.IsControl(id);
+    })) << line;
   }
 }
 

@@ -197,7 +197,7 @@ TEST_F(EngineCoreTest, PreemptionChangesNoToken) {
   std::vector<GenerateRequest> requests;
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (int i = 0; i < 3; ++i) {
-    requests.push_back(RequestOf("r" + std::to_string(i), Ids(20, i), 70));
+    requests.push_back(RequestOf(Numbered("r", i), Ids(20, i), 70));
     sinks.push_back(Add(requests.back()));
   }
   RunToEnd();

@@ -153,7 +153,7 @@ class Load {
         prompt[i] = static_cast<int32_t>(Below(64));
       }
     }
-    GenerateRequest request = RequestOf("r" + std::to_string(number), std::move(prompt),
+    GenerateRequest request = RequestOf(Numbered("r", number), std::move(prompt),
                                         1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
     if (Below(2) == 0) {
       request.sampling = {.temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f,
@@ -165,7 +165,7 @@ class Load {
     if (Below(3) == 0) request.cache.kv_format = backend_.formats.back();
     if (Below(4) == 0) request.priority = static_cast<int32_t>(Below(3)) - 1;
     request.tenant_salt = Below(5) == 0 ? "other" : "";
-    if (Below(2) == 0) request.session = SessionId("s" + std::to_string(Below(20)));
+    if (Below(2) == 0) request.session = SessionId(Numbered("s", static_cast<int>(Below(20))));
     if (Below(100) < 50 * options_.cancel_share) {
       request.deadline = clock_.Now() + std::chrono::milliseconds(Below(60));
     }

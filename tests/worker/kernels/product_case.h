@@ -19,16 +19,20 @@
 namespace kvist::worker {
 
 inline constexpr gguf::TensorType kAllTypes[] = {
-    gguf::TensorType::kF32,  gguf::TensorType::kF16,  gguf::TensorType::kBF16, gguf::TensorType::kQ4_0,
-    gguf::TensorType::kQ4_1, gguf::TensorType::kQ5_0, gguf::TensorType::kQ5_1, gguf::TensorType::kQ8_0,
-    gguf::TensorType::kQ4_K, gguf::TensorType::kQ5_K, gguf::TensorType::kQ6_K};
+    gguf::TensorType::kF32,  gguf::TensorType::kF16,  gguf::TensorType::kBF16,
+    gguf::TensorType::kQ4_0, gguf::TensorType::kQ4_1, gguf::TensorType::kQ5_0,
+    gguf::TensorType::kQ5_1, gguf::TensorType::kQ8_0, gguf::TensorType::kQ4_K,
+    gguf::TensorType::kQ5_K, gguf::TensorType::kQ6_K};
 
-// 64-byte aligned memory of exactly n elements, so that AddressSanitizer sees any access beyond them.
+// 64-byte aligned memory of exactly n elements, so that AddressSanitizer sees any access beyond
+// them.
 template <typename T>
 class AlignedArray {
  public:
   explicit AlignedArray(int64_t n)
-      : size_(n), data_(static_cast<T*>(std::aligned_alloc(64, RoundUp<int64_t>(n * int64_t{sizeof(T)} + 1, 64)))) {
+      : size_(n),
+        data_(static_cast<T*>(
+            std::aligned_alloc(64, RoundUp<int64_t>(n * int64_t{sizeof(T)} + 1, 64)))) {
     std::memset(static_cast<void*>(data_.get()), 0, static_cast<size_t>(n) * sizeof(T));
   }
   T* data() { return data_.get(); }
@@ -47,7 +51,8 @@ class AlignedArray {
 };
 
 // Random stored blocks whose scales are moderate normal numbers (random bits elsewhere).
-inline std::vector<std::byte> RandomBlocks(gguf::TensorType type, int64_t rows, int64_t cols, std::mt19937& rng) {
+inline std::vector<std::byte> RandomBlocks(gguf::TensorType type, int64_t rows, int64_t cols,
+                                           std::mt19937& rng) {
   using gguf::TensorType;
   const gguf::BlockShape shape = gguf::BlockShapeOf(type);
   const int64_t blocks = rows * cols / shape.elements;
@@ -75,8 +80,8 @@ inline std::vector<std::byte> RandomBlocks(gguf::TensorType type, int64_t rows, 
       put_half(block + 208);
     } else {
       put_half(block);
-      const bool second = type == TensorType::kQ4_1 || type == TensorType::kQ5_1 || type == TensorType::kQ4_K ||
-                          type == TensorType::kQ5_K;
+      const bool second = type == TensorType::kQ4_1 || type == TensorType::kQ5_1 ||
+                          type == TensorType::kQ4_K || type == TensorType::kQ5_K;
       if (second) put_half(block + 2);
     }
   }
@@ -118,7 +123,8 @@ class TestInput {
   float& at(int64_t row, int64_t col) { return x_[row * cols_ + col]; }
 
   QuantizedRows quantized() {
-    return {q_.data(), scale_.data(), scaled_sum_.data(), half_sums_.data(), q_stride_, block_stride_};
+    return {q_.data(),         scale_.data(), scaled_sum_.data(),
+            half_sums_.data(), q_stride_,     block_stride_};
   }
   void Quantize(const KernelTable& table) {
     if (cols_ % kQuantBlock == 0) table.quantize_rows(x_.data(), cols_, rows_, cols_, quantized());
@@ -143,7 +149,8 @@ class TestInput {
   AlignedArray<int16_t> half_sums_;
 };
 
-inline std::vector<float> RunProduct(const KernelTable& table, const TestMatrix& w, const ProductInput& x) {
+inline std::vector<float> RunProduct(const KernelTable& table, const TestMatrix& w,
+                                     const ProductInput& x) {
   std::vector<float> y(static_cast<size_t>(x.rows * w.view.rows), -1.0f);
   table.product(w.view, 0, w.view.panels(), x, y.data(), w.view.rows);
   return y;

@@ -1,17 +1,19 @@
-// Integer dot products and per-lane weights without intrinsics. All 16 rows of a panel are one group of lanes.
+// Integer dot products and per-lane weights without intrinsics. All 16 rows of a panel are one
+// group of lanes.
 #ifndef KVIST_WORKER_KERNELS_CPU_DOTS_SCALAR_H_
 #define KVIST_WORKER_KERNELS_CPU_DOTS_SCALAR_H_
 
 #include <cstdint>
 
+#include "common/gguf/tensor_type.h"
 #include "worker/kernels/cpu/product_types.h"
 #include "worker/kernels/cpu/vec16_scalar.h"
 
 namespace kvist::worker {
 namespace {
 
-constexpr int kLanes = 16;       // rows per group
-constexpr int kMaxColumns = 4;   // tokens per tile
+constexpr int kLanes = 16;      // rows per group
+constexpr int kMaxColumns = 4;  // tokens per tile
 constexpr int GroupsFor(int) { return 1; }
 
 using LaneFloats = Vec16;
@@ -47,7 +49,8 @@ KVIST_INLINE void UnpackStep(const WeightStep& w, int16_t (&out)[32][16]) {
         } else {
           value = word < 4 ? w.q[word * 64 + at] & 15 : w.q[(word - 4) * 64 + at] >> 4;
         }
-        if constexpr (kType == TensorType::kQ5_0 || kType == TensorType::kQ5_1 || kType == TensorType::kQ5_K) {
+        if constexpr (kType == TensorType::kQ5_0 || kType == TensorType::kQ5_1 ||
+                      kType == TensorType::kQ5_K) {
           value |= ((w.high[at] >> word) & 1) << 4;
         }
         if constexpr (kType == TensorType::kQ6_K) {
@@ -62,7 +65,8 @@ KVIST_INLINE void UnpackStep(const WeightStep& w, int16_t (&out)[32][16]) {
   }
 }
 
-// sum[row] += weights [columns][row] . a over 16 columns. Two products fit 16 bits: 2 * 128 * 127 < 2^15.
+// sum[row] += weights [columns][row] . a over 16 columns. Two products fit 16 bits: 2 * 128 * 127 <
+// 2^15.
 KVIST_INLINE void DotHalf(const int16_t (*weights)[16], const int8_t* a, int32_t (&sum)[16]) {
   for (int c = 0; c < 16; c += 2) {
     const int16_t a0 = a[c];
@@ -75,11 +79,11 @@ KVIST_INLINE void DotHalf(const int16_t (*weights)[16], const int8_t* a, int32_t
   }
 }
 
-// sums[0][t] = the step's exact integer dot product with token t of the tile: offset removed; Q6_K: each half of 16 columns times
-// its sub-scale.
-template <gguf::TensorType kType, int kGroups, int kColumns>
-KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& x, int64_t step, LaneInts (&sums)[kGroups][kColumns]) {
-  static_assert(kGroups == 1);
+// sums[t] = the step's exact integer dot product with token t of the tile: offset removed; Q6_K:
+// each half of 16 columns times its sub-scale.
+template <gguf::TensorType kType, int kColumns>
+KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& x, int64_t step,
+                              LaneInts (&sums)[kColumns]) {
   alignas(64) int16_t weights[32][16];
   UnpackStep<kType>(w, weights);
   for (int t = 0; t < kColumns; ++t) {
@@ -89,11 +93,12 @@ KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& x, int64_t s
     if constexpr (kType == gguf::TensorType::kQ6_K) {
       alignas(64) int32_t second[16] = {};
       DotHalf(weights + 16, a + 16, second);
-      for (int row = 0; row < 16; ++row) sum[row] = sum[row] * w.scale[row] + second[row] * w.scale[16 + row];
+      for (int row = 0; row < 16; ++row)
+        sum[row] = sum[row] * w.scale[row] + second[row] * w.scale[16 + row];
     } else {
       DotHalf(weights + 16, a + 16, sum);
     }
-    std::memcpy(&sums[0][t], sum, sizeof(sum));
+    std::memcpy(&sums[t], sum, sizeof(sum));
   }
 }
 

@@ -1,14 +1,16 @@
-// The compiled tables, one per instruction set. Which of them may be called here: AvailableKernels (kernel_table.h).
+// The compiled tables, one per instruction set. Which of them may be called here: AvailableKernels
+// (kernel_table.h).
 #ifndef KVIST_WORKER_KERNELS_CPU_KERNEL_TABLES_H_
 #define KVIST_WORKER_KERNELS_CPU_KERNEL_TABLES_H_
 
 #include <cstdint>
 
-#include "worker/kernels/kernel_table.h"
+#include "worker/kernels/kernel_operations.h"
 
 namespace kvist::worker {
 
-// Rows (query, head) that attention takes at a time: a page's K and V are converted to floats once for that many.
+// Rows (query, head) that attention takes at a time: a page's K and V are converted to floats once
+// for that many.
 inline constexpr int kAttentionTileRows = 32;
 
 extern const KernelTable kScalarKernels;

@@ -6,25 +6,22 @@
 #include "worker/kernels/cpu/kernel_tables.h"
 #include "worker/kernels/cpu/product_types.h"
 #include "worker/kernels/cpu/vec16_scalar.h"
-#include "worker/kernels/kernel_table.h"
+#include "worker/kernels/kernel_operations.h"
 #include "worker/kernels/packed_layout.h"
 
 namespace kvist::worker {
 namespace {
 
-#include "worker/kernels/cpu/exponential.inc"
-
-#include "worker/kernels/cpu/elementwise.inc"
-
 #include "worker/kernels/cpu/attention.inc"
-
+#include "worker/kernels/cpu/elementwise.inc"
+#include "worker/kernels/cpu/exponential.inc"
 #include "worker/kernels/cpu/product.inc"
 
 }  // namespace
 
 const KernelTable kScalarKernels = {
-    "scalar",     QuantizeRows, Product, RmsNorm,   Rope,   AddInto, ScaleBy,
-    SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
+    "scalar", QuantizeRows, Product,      RmsNorm, Rope,      AddInto,
+    ScaleBy,  SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
 };
 
 }  // namespace kvist::worker

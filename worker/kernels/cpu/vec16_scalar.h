@@ -1,5 +1,6 @@
-// Sixteen float lanes without instruction-set intrinsics: four compiler vectors of four, which every compiler can lower to
-// what the target has (SSE2 on any x86-64). The truth that the other tables are compared with.
+// Sixteen float lanes without instruction-set intrinsics: four compiler vectors of four, which
+// every compiler can lower to what the target has (SSE2 on any x86-64). The truth that the other
+// tables are compared with.
 #ifndef KVIST_WORKER_KERNELS_CPU_VEC16_SCALAR_H_
 #define KVIST_WORKER_KERNELS_CPU_VEC16_SCALAR_H_
 
@@ -63,8 +64,8 @@ KVIST_INLINE Vec16 Fma(Vec16 a, Vec16 b, Vec16 c) {
     const Float4 x = a.part[i];
     const Float4 y = b.part[i];
     const Float4 z = c.part[i];
-    r.part[i] = Float4{std::fma(x[0], y[0], z[0]), std::fma(x[1], y[1], z[1]), std::fma(x[2], y[2], z[2]),
-                       std::fma(x[3], y[3], z[3])};
+    r.part[i] = Float4{std::fma(x[0], y[0], z[0]), std::fma(x[1], y[1], z[1]),
+                       std::fma(x[2], y[2], z[2]), std::fma(x[3], y[3], z[3])};
   }
   return r;
 }
@@ -98,22 +99,22 @@ KVIST_INLINE Vec16 Select(Mask16 mask, Vec16 yes, Vec16 no) {
   return r;
 }
 KVIST_INLINE Int16Lanes SelectInt(Mask16 mask, Int16Lanes yes, Int16Lanes no) {
-  for (int i = 0; i < 4; ++i) no.part[i] = (mask.part[i] & yes.part[i]) | (~mask.part[i] & no.part[i]);
+  for (int i = 0; i < 4; ++i)
+    no.part[i] = (mask.part[i] & yes.part[i]) | (~mask.part[i] & no.part[i]);
   return no;
 }
 // a > b ? a : b, so b if either is NaN.
 KVIST_INLINE Vec16 Max(Vec16 a, Vec16 b) { return Select(Greater(a, b), a, b); }
 
-KVIST_INLINE Int16Lanes AddInt(Int16Lanes a, Int16Lanes b) {
-  for (int i = 0; i < 4; ++i) a.part[i] += b.part[i];
-  return a;
-}
 KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
   for (int i = 0; i < 4; ++i) a.part[i] -= b.part[i];
   return a;
 }
-KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) { return SelectInt({{a.part[0] > b.part[0],
-    a.part[1] > b.part[1], a.part[2] > b.part[2], a.part[3] > b.part[3]}}, a, b); }
+KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
+  Mask16 greater;
+  for (int i = 0; i < 4; ++i) greater.part[i] = a.part[i] > b.part[i];
+  return SelectInt(greater, a, b);
+}
 KVIST_INLINE Int16Lanes Bits(Vec16 a) {
   Int16Lanes r;
   for (int i = 0; i < 4; ++i) r.part[i] = reinterpret_cast<Int4>(a.part[i]);
@@ -154,8 +155,8 @@ KVIST_INLINE float MaxLane(Vec16 v) {
 }
 KVIST_INLINE float SquareRoot(float x) { return std::sqrt(x); }
 
-// binary16 to float by integer operations and one exact int-to-float conversion for denormals, so that the thread's
-// denormal mode does not matter.
+// binary16 to float by integer operations and one exact int-to-float conversion for denormals, so
+// that the thread's denormal mode does not matter.
 KVIST_INLINE Vec16 LoadHalf(const uint16_t* p) {
   Vec16 r;
   for (int i = 0; i < 4; ++i) {

@@ -1,0 +1,324 @@
+#include "services/frontend/generation.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cache_manager/block_key.h"
+#include "common/base/status.h"
+#include "services/frontend/response_sink.h"
+#include "services/frontend/routing_chooser.h"
+#include "services/frontend/session_turn.h"
+#include "services/frontend/validate.h"
+#include "services/frontend/wire.h"
+
+namespace kvist::services {
+namespace {
+
+// A client waits this long for its turn to be saved while the manager is away, if its deadline allows.
+constexpr std::chrono::seconds kMaxSaveWait{30};
+// And this long at least, also past the deadline: what was generated should not be lost for a late write.
+constexpr std::chrono::seconds kMinSaveWait{2};
+
+size_t LabelOf(v1::FinishReason reason) {  // index into kFinishReasonLabels
+  return reason == v1::FINISH_REASON_UNSPECIFIED ? kFinishReasons - 1 : reason - 1;
+}
+
+// The state of one call, built up step by step.
+class Generation {
+ public:
+  Generation(FrontendState& state, const Principal& principal, MonotonicTime deadline,
+             ClientStream& client)
+      : state_(state),
+        principal_(principal),
+        deadline_(deadline),
+        client_(client),
+        admitted_at_(state.clock.Now()) {}
+
+  absl::Status Generate(const v1::GenerateRequest& wire) {
+    record_ = wire;
+    KVIST_RETURN_IF_ERROR(Check());
+    if (!request_.session.empty()) {
+      KVIST_ASSIGN_OR_RETURN(
+          turn_, SessionTurn::Begin({.session_id = request_.session.value(),
+                                     .turn_id = DrawName(state_.random, "turn-"),
+                                     .record = record_,
+                                     .model_fingerprint = model_->fingerprint()},
+                                    &state_.manager, &state_.running_turns));
+    }
+    return Run(/*first_index=*/0);
+  }
+
+  // `open` holds the record of a turn that nobody runs.
+  absl::Status ResumeOpen(const v1::ResumeRequest& resume, const v1::GetTurnResponse& open) {
+    if (!record_.ParseFromString(open.request())) {
+      return absl::DataLossError("the open turn's record cannot be read");
+    }
+    turn_ = SessionTurn::TakeOver(resume.session_id(), resume.turn_id(), open, &state_.manager,
+                                  &state_.running_turns);
+    KVIST_RETURN_IF_ERROR(Check());
+    return Run(resume.next_index());
+  }
+
+ private:
+  // Everything that can be refused before a turn begins.
+  absl::Status Check() {
+    if (!record_.sampling().has_seed()) {
+      record_.mutable_sampling()->set_seed(state_.random.Next());
+    }
+    if (record_.request_id().empty()) record_.set_request_id(DrawName(state_.random, "req-"));
+    request_ = FromWire(record_, principal_);
+    KVIST_RETURN_IF_ERROR(ValidateRequest(request_));
+    KVIST_ASSIGN_OR_RETURN(model_, state_.directory.FindModel(request_.model));
+    return ValidateForModel(request_, model_->limits());
+  }
+
+  absl::Status Run(int64_t first_index) {
+    const std::span<const int32_t> history =
+        turn_ == nullptr ? std::span<const int32_t>() : turn_->history();
+    KVIST_ASSIGN_OR_RETURN(new_ids_, model_->EncodePrompt(request_.prompt, history));
+    prompt_ids_.assign(history.begin(), history.end());
+    prompt_ids_.insert(prompt_ids_.end(), new_ids_.begin(), new_ids_.end());
+    KVIST_RETURN_IF_ERROR(
+        ValidatePromptLength(static_cast<int64_t>(prompt_ids_.size()), model_->limits()));
+    const v1::WorkerGenerateRequest base = WorkerRequest();
+    FindKeysAndSession(base.cache());
+    RelayRequest relay{.base = base, .deadline = deadline_, .is_stop = [this](int32_t id) {
+                         return model_->IsStop(id, request_.stop);
+                       }};
+    relay.base.set_session_id(session_id_);
+    RoutingChooser chooser(&state_, ChooserRequest(base.cache()));
+    ResponseSink sink(&client_, OutputText(&model_->tokenizer(), request_.stop.stop_strings),
+                      {.started = Started(),
+                       .first_index = first_index,
+                       .cancelled = [this] { return turn_ != nullptr && turn_->cancelled(); },
+                       .metrics = &state_.metrics,
+                       .clock = &state_.clock});
+    RelayResult result = RunRelay(relay, state_.relay, chooser, sink, state_.clock);
+    if (sink.Flush() && result.status.ok()) result.reason = v1::STOP;
+    return Finish(result, sink.kept_ids());
+  }
+
+  v1::WorkerGenerateRequest WorkerRequest() const {
+    const auto prompt_tokens = static_cast<int64_t>(prompt_ids_.size());
+    v1::WorkerGenerateRequest base;
+    base.set_request_id(record_.request_id());
+    base.set_tenant_id(principal_.tenant.value());
+    base.set_tenant_salt(
+        cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value()));
+    base.mutable_prompt_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
+    *base.mutable_sampling() = ResolveSampling(request_, record_.sampling().seed());
+    *base.mutable_stop() =
+        ResolveStop(request_.stop, model_->limits().context_tokens - prompt_tokens);
+    *base.mutable_cache() = ResolveCache(
+        request_.cache, turn_ == nullptr ? v1::CacheParams() : turn_->cache());
+    base.set_priority(request_.priority);
+    return base;
+  }
+
+  void FindKeysAndSession(const v1::CacheParams& cache) {
+    if (turn_ != nullptr) session_id_ = request_.session.value();
+    if (cache.kind() == v1::CacheParams::NONE) return;
+    keys_ = KeysOf(prompt_ids_);
+    if (turn_ != nullptr) return;
+    MutexLock lock(state_.implicit_mutex);
+    session_id_ = state_.implicit.Begin(keys_).value();
+    implicit_ = true;
+  }
+
+  std::vector<cache_manager::BlockKey> KeysOf(const std::vector<int32_t>& ids) const {
+    const cache_manager::KeyScope scope{
+        .model_fingerprint = model_->fingerprint(),
+        .attention = "full",
+        .block_tokens = model_->block_tokens(),
+        .tenant_salt =
+            cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value())};
+    return cache_manager::KeysOf(cache_manager::RootKey(scope), ids, model_->block_tokens());
+  }
+
+  RoutingChooser::Request ChooserRequest(const v1::CacheParams& cache) const {
+    const auto& formats = model_->limits().kv_formats;
+    return {.fingerprint = model_->fingerprint(),
+            .tenant_id = principal_.tenant.value(),
+            .session_id = session_id_,
+            .kv_format = cache.kv_format().empty() && !formats.empty() ? formats.front()
+                                                                        : cache.kv_format(),
+            .block_tokens = model_->block_tokens(),
+            .prompt_tokens = static_cast<int64_t>(prompt_ids_.size()),
+            .keys = keys_};
+  }
+
+  v1::Started Started() const {
+    v1::Started started;
+    started.set_request_id(record_.request_id());
+    started.set_session_id(session_id_);
+    if (turn_ != nullptr) started.set_turn_id(turn_->turn_id());
+    started.set_seed(record_.sampling().seed());
+    started.set_prompt_tokens(static_cast<int64_t>(prompt_ids_.size()));
+    return started;
+  }
+
+  // Saves the turn, tells the client.
+  absl::Status Finish(const RelayResult& result, const std::vector<int32_t>& kept_ids) {
+    v1::GenerateResponse response;
+    v1::Finished& finished = *response.mutable_finished();
+    finished.set_reason(result.reason);
+    finished.set_attempts(result.attempts);
+    *finished.mutable_usage() = result.usage;
+    finished.mutable_usage()->set_prompt_tokens(static_cast<int64_t>(prompt_ids_.size()));
+    finished.mutable_usage()->set_generated_tokens(static_cast<int64_t>(kept_ids.size()));
+    // After a replay the worker's prompt held generated tokens too.
+    finished.mutable_usage()->set_cached_tokens(std::min<int64_t>(
+        result.usage.cached_tokens(), static_cast<int64_t>(prompt_ids_.size())));
+    SetTimings(result, finished.mutable_timings());
+    EndSession(result, kept_ids, &finished);
+    Count(result, finished);
+    // A refusal before the first token is a status alone.
+    if (result.status.ok() || result.attempts > 0) client_.Write(response);
+    return result.status;
+  }
+
+  void SetTimings(const RelayResult& result, v1::Timings* timings) const {
+    *timings = result.timings;
+    timings->set_total_ms(1e3 * SecondsBetween(admitted_at_, state_.clock.Now()));
+    const auto later_tokens = static_cast<double>(result.generated.size()) - 1;
+    if (later_tokens < 0) return;
+    timings->set_time_to_first_token_ms(1e3 * SecondsBetween(admitted_at_, result.first_token_at));
+    const double seconds = SecondsBetween(result.first_token_at, result.last_token_at);
+    if (result.attempts != 1 || timings->decode_tokens_per_second() == 0) {
+      timings->set_decode_tokens_per_second(seconds > 0 ? later_tokens / seconds : 0);
+    }
+  }
+
+  void EndSession(const RelayResult& result, const std::vector<int32_t>& kept_ids,
+                  v1::Finished* finished) {
+    if (implicit_) {
+      std::vector<int32_t> all = prompt_ids_;
+      all.insert(all.end(), kept_ids.begin(), kept_ids.end());
+      const std::vector<cache_manager::BlockKey> keys = KeysOf(all);
+      MutexLock lock(state_.implicit_mutex);
+      state_.implicit.End(SessionId(session_id_), keys);
+    }
+    // Nothing came of it: the turn is given up by its destructor.
+    if (turn_ == nullptr || (kept_ids.empty() && !result.status.ok())) return;
+    const MonotonicTime now = state_.clock.Now();
+    const MonotonicTime until =
+        std::max(now + kMinSaveWait, std::min<MonotonicTime>(deadline_, now + kMaxSaveWait));
+    const TurnSaved saved = turn_->End(
+        {.prompt_ids = new_ids_, .generated_ids = kept_ids, .reason = result.reason}, until);
+    finished->set_turn_saved(saved.saved);
+    if (saved.saved) finished->set_session_version(static_cast<int64_t>(saved.version));
+  }
+
+  void Count(const RelayResult& result, const v1::Finished& finished) {
+    FrontendMetrics& metrics = state_.metrics;
+    metrics.e2e_request_latency_seconds.Observe(finished.timings().total_ms() / 1e3);
+    metrics.request_success_total[LabelOf(result.reason)]->Increment();
+    metrics.prompt_tokens_total.Increment(static_cast<double>(prompt_ids_.size()));
+    metrics.generation_tokens_total.Increment(static_cast<double>(result.generated.size()));
+    metrics.prompt_tokens_cached_total.Increment(
+        static_cast<double>(finished.usage().cached_tokens()));
+    metrics.prompt_tokens_located_total.Increment(static_cast<double>(result.located_tokens));
+    if (result.attempts > 1) metrics.request_replays_total.Increment(result.attempts - 1);
+    if (result.generated.empty()) return;
+    metrics.time_to_first_token_seconds.Observe(finished.timings().time_to_first_token_ms() / 1e3);
+    metrics.request_queue_time_seconds.Observe(finished.timings().queue_ms() / 1e3);
+  }
+
+  FrontendState& state_;
+  const Principal& principal_;
+  const MonotonicTime deadline_;
+  ClientStream& client_;
+  const MonotonicTime admitted_at_;
+
+  v1::GenerateRequest record_;  // the request, with id and seed
+  InferenceRequest request_;
+  std::shared_ptr<const ServedModel> model_;
+  std::unique_ptr<SessionTurn> turn_;
+  std::vector<int32_t> new_ids_;     // the prompt without the history
+  std::vector<int32_t> prompt_ids_;  // with it
+  std::vector<cache_manager::BlockKey> keys_;
+  std::string session_id_;  // the turn's, or the implicit one
+  bool implicit_ = false;
+};
+
+// Tells an ended turn from its stored ids.
+absl::Status TellEnded(FrontendState& state, const v1::ResumeRequest& resume,
+                       const v1::GetTurnResponse& ended, ClientStream& client) {
+  if (resume.next_index() > ended.generated_ids_size()) {
+    return FieldOutOfRange("next_index", absl::StrCat("the turn has ", ended.generated_ids_size(),
+                                                      " tokens"));
+  }
+  v1::GetSessionRequest get;
+  get.set_id(resume.session_id());
+  KVIST_ASSIGN_OR_RETURN(const v1::Session session,
+                         state.manager.Call(&v1::Sessions::StubInterface::Get, get));
+  KVIST_ASSIGN_OR_RETURN(const auto model,
+                         state.directory.FindModel(session.model_fingerprint()));
+  const std::vector<int32_t> ids(ended.generated_ids().begin(), ended.generated_ids().end());
+  KVIST_RETURN_IF_ERROR(ValidateIds("turn", ids, model->limits().vocab));
+  v1::Started started;
+  started.set_session_id(resume.session_id());
+  started.set_turn_id(resume.turn_id());
+  started.set_seed(ended.seed());
+  ResponseSink sink(&client, OutputText(&model->tokenizer(), {}),
+                    {.started = std::move(started), .first_index = resume.next_index()});
+  if (!sink.OnStarted("")) return absl::CancelledError("cancelled");
+  v1::Token token;
+  for (const int32_t id : ids) {
+    token.set_id(id);
+    if (sink.OnTokens({&token, 1}) == RelaySink::Verdict::kGone) {
+      return absl::CancelledError("cancelled");
+    }
+    token.set_index(token.index() + 1);
+  }
+  sink.Flush();
+  v1::GenerateResponse response;
+  response.mutable_finished()->set_reason(ended.reason());
+  response.mutable_finished()->mutable_usage()->set_generated_tokens(ended.generated_ids_size());
+  response.mutable_finished()->set_turn_saved(true);
+  client.Write(response);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& request,
+                         const Principal& principal, MonotonicTime deadline,
+                         ClientStream& client) {
+  auto ticket = state.admission.Admit();
+  if (!ticket.ok()) {
+    state.metrics.requests_rejected_total.Increment();
+    return ticket.status();
+  }
+  state.metrics.requests_in_flight.Increment();
+  const absl::Status status = Generation(state, principal, deadline, client).Generate(request);
+  state.metrics.requests_in_flight.Decrement();
+  return status;
+}
+
+absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
+                       const Principal& principal, MonotonicTime deadline, ClientStream& client) {
+  auto ticket = state.admission.Admit();
+  if (!ticket.ok()) {
+    state.metrics.requests_rejected_total.Increment();
+    return ticket.status();
+  }
+  KVIST_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  KVIST_RETURN_IF_ERROR(ValidateId("turn_id", request.turn_id()));
+  if (request.next_index() < 0) return FieldOutOfRange("next_index", "must not be negative");
+  if (state.running_turns.Contains(request.session_id(), request.turn_id())) {
+    return absl::AbortedError("the turn is being streamed to another client");
+  }
+  v1::GetTurnRequest get;
+  get.set_session_id(request.session_id());
+  get.set_turn_id(request.turn_id());
+  KVIST_ASSIGN_OR_RETURN(const v1::GetTurnResponse turn, state.manager.GetTurn(get));
+  if (!turn.open()) return TellEnded(state, request, turn, client);
+  return Generation(state, principal, deadline, client).ResumeOpen(request, turn);
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,74 @@
+#include "services/frontend/manager_client.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+
+namespace kvist::services {
+namespace {
+
+using std::chrono::milliseconds;
+using Manager = v1::CacheManager::StubInterface;
+
+constexpr milliseconds kLocateDeadline{300};
+constexpr milliseconds kListDeadline{1000};
+constexpr milliseconds kEndTurnTry{2000};
+constexpr milliseconds kRetryPause{100};  // as the channel's first reconnect backoff
+
+}  // namespace
+
+ManagerClient::ManagerClient(std::shared_ptr<grpc::Channel> channel) {
+  if (channel == nullptr) return;
+  manager_ = v1::CacheManager::NewStub(channel);
+  sessions_ = v1::Sessions::NewStub(channel);
+}
+
+absl::StatusOr<v1::LocateResponse> ManagerClient::Locate(const v1::LocateRequest& request) {
+  return CallOn(manager_.get(), &Manager::Locate, request, kLocateDeadline);
+}
+
+absl::StatusOr<v1::ListWorkersResponse> ManagerClient::ListWorkers() {
+  return CallOn(manager_.get(), &Manager::ListWorkers, v1::ListWorkersRequest(), kListDeadline);
+}
+
+absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(const v1::BeginTurnRequest& request) {
+  return Call(&Manager::BeginTurn, request);
+}
+
+absl::StatusOr<v1::GetTurnResponse> ManagerClient::GetTurn(const v1::GetTurnRequest& request) {
+  return Call(&Manager::GetTurn, request);
+}
+
+TurnSaved ManagerClient::EndTurn(const v1::EndTurnRequest& request, MonotonicTime until) {
+  for (bool first = true;; first = false) {
+    const auto ended = CallOn(manager_.get(), &Manager::EndTurn, request, kEndTurnTry);
+    if (ended.ok()) return {.saved = true, .version = ended->version()};
+    if (absl::IsAborted(ended.status()) && !first) {
+      // An earlier try may have arrived although its answer did not.
+      v1::GetTurnRequest get;
+      get.set_session_id(request.session_id());
+      get.set_turn_id(request.turn_id());
+      v1::GetSessionRequest session;
+      session.set_id(request.session_id());
+      const auto turn = GetTurn(get);
+      const auto now = Call(&v1::Sessions::StubInterface::Get, session);
+      if (turn.ok() && !turn->open() && now.ok()) return {.saved = true, .version = now->version()};
+    }
+    if (!absl::IsUnavailable(ended.status()) || manager_ == nullptr ||
+        std::chrono::steady_clock::now() + kRetryPause >= until) {
+      return {.saved = false, .version = 0, .status = ended.status()};
+    }
+    std::this_thread::sleep_for(kRetryPause);
+  }
+}
+
+absl::Status ManagerClient::NotThere(absl::Status status) {
+  if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return status;
+  if (DetailsOf(status).reason != ErrorReason::kUnspecified) return status;
+  return Unavailable(ErrorReason::kNoManager,
+                     absl::StrCat("the cache manager does not answer: ", status.message()));
+}
+
+}  // namespace kvist::services

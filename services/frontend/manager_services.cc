@@ -1,0 +1,108 @@
+#include "services/frontend/manager_services.h"
+
+#include <optional>
+#include <utility>
+
+#include "common/base/status.h"
+#include "services/frontend/validate.h"
+#include "services/runtime/status_map.h"
+
+namespace kvist::services {
+namespace {
+
+using SessionsStub = v1::Sessions::StubInterface;
+using ManagerStub = v1::CacheManager::StubInterface;
+
+template <typename Stub, typename Request, typename Response>
+grpc::Status Pass(FrontendState* state, grpc::ServerContext* context,
+                  grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                  const Request& request, Response* response) {
+  auto answer = state->manager.Call(method, request);
+  if (!answer.ok()) return ToGrpc(answer.status(), context);
+  *response = *std::move(answer);
+  return grpc::Status::OK;
+}
+
+}  // namespace
+
+grpc::Status SessionsService::Create(grpc::ServerContext* context,
+                                     const v1::CreateSessionRequest* request,
+                                     v1::Session* response) {
+  absl::Status valid = request->id().empty() ? absl::OkStatus() : ValidateNewSessionId(request->id());
+  if (valid.ok()) {
+    valid = ValidateSessionTtl(request->has_ttl_seconds()
+                                   ? std::optional<int64_t>(request->ttl_seconds())
+                                   : std::nullopt);
+  }
+  if (!valid.ok()) return ToGrpc(valid, context);
+  return Pass(state_, context, &SessionsStub::Create, *request, response);
+}
+
+grpc::Status SessionsService::Get(grpc::ServerContext* context,
+                                  const v1::GetSessionRequest* request, v1::Session* response) {
+  if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
+  return Pass(state_, context, &SessionsStub::Get, *request, response);
+}
+
+grpc::Status SessionsService::List(grpc::ServerContext* context,
+                                   const v1::ListSessionsRequest* request,
+                                   v1::ListSessionsResponse* response) {
+  return Pass(state_, context, &SessionsStub::List, *request, response);
+}
+
+grpc::Status SessionsService::Reset(grpc::ServerContext* context,
+                                    const v1::ResetSessionRequest* request,
+                                    v1::Session* response) {
+  if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
+  return Pass(state_, context, &SessionsStub::Reset, *request, response);
+}
+
+grpc::Status SessionsService::Truncate(grpc::ServerContext* context,
+                                       const v1::TruncateSessionRequest* request,
+                                       v1::Session* response) {
+  if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
+  if (request->keep_tokens() < 0) {
+    return ToGrpc(InvalidField("keep_tokens", "must not be negative"), context);
+  }
+  return Pass(state_, context, &SessionsStub::Truncate, *request, response);
+}
+
+grpc::Status SessionsService::Delete(grpc::ServerContext* context,
+                                     const v1::DeleteSessionRequest* request,
+                                     v1::DeleteSessionResponse* response) {
+  if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
+  const grpc::Status status = Pass(state_, context, &SessionsStub::Delete, *request, response);
+  if (status.ok()) state_->running_turns.CancelSession(request->id());
+  return status;
+}
+
+grpc::Status MemoryService::ListWorkers(grpc::ServerContext* context,
+                                        const v1::ListWorkersRequest* request,
+                                        v1::ListWorkersResponse* response) {
+  return Pass(state_, context, &ManagerStub::ListWorkers, *request, response);
+}
+
+grpc::Status MemoryService::GetSessionMemory(grpc::ServerContext* context,
+                                             const v1::GetSessionMemoryRequest* request,
+                                             v1::GetSessionMemoryResponse* response) {
+  return Pass(state_, context, &ManagerStub::GetSessionMemory, *request, response);
+}
+
+grpc::Status MemoryService::ListBlocks(grpc::ServerContext* context,
+                                       const v1::ListBlocksRequest* request,
+                                       v1::ListBlocksResponse* response) {
+  return Pass(state_, context, &ManagerStub::ListBlocks, *request, response);
+}
+
+grpc::Status MemoryService::GetStats(grpc::ServerContext* context,
+                                     const v1::GetStatsRequest* request,
+                                     v1::GetStatsResponse* response) {
+  return Pass(state_, context, &ManagerStub::GetStats, *request, response);
+}
+
+grpc::Status MemoryService::Evict(grpc::ServerContext* context, const v1::EvictRequest* request,
+                                  v1::EvictResponse* response) {
+  return Pass(state_, context, &ManagerStub::Evict, *request, response);
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,242 @@
+#include "services/frontend/model_directory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "services/runtime/role_server.h"
+#include "services/runtime/status_map.h"
+
+namespace kvist::services {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kLoadDeadline{500};
+constexpr milliseconds kModelDeadline{10'000};  // a vocabulary has megabytes
+constexpr milliseconds kFailedPause{2000};
+
+template <typename Request, typename Response>
+absl::StatusOr<Response> Ask(v1::Worker::StubInterface& stub,
+                             grpc::Status (v1::Worker::StubInterface::*method)(
+                                 grpc::ClientContext*, const Request&, Response*),
+                             const Request& request, milliseconds deadline) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + deadline);
+  Response response;
+  const grpc::Status status = (stub.*method)(&context, request, &response);
+  if (!status.ok()) return FromGrpc(status, context);
+  return response;
+}
+
+}  // namespace
+
+ModelDirectory::ModelDirectory(ModelDirectoryOptions options, ManagerClient* manager,
+                               const Clock* clock)
+    : options_(std::move(options)), manager_(manager), clock_(clock) {}
+
+ModelDirectory::~ModelDirectory() { Stop(); }
+
+void ModelDirectory::Start() {
+  thread_ = std::thread([this] { Loop(); });
+}
+
+void ModelDirectory::Stop() {
+  {
+    MutexLock lock(mutex_);
+    stop_ = true;
+    wake_.NotifyAll();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void ModelDirectory::Loop() {
+  while (true) {
+    PollManager();
+    for (const std::string& address : options_.worker_addresses) PollFixed(address);
+    FetchModels();
+    ForgetAndTell();
+    MutexLock lock(mutex_);
+    const auto next = std::chrono::steady_clock::now() + options_.poll_interval;
+    while (!stop_ && wake_.WaitUntil(mutex_, next)) {
+    }
+    if (stop_) return;
+  }
+}
+
+void ModelDirectory::PollManager() {
+  if (!manager_->configured()) return;
+  const auto listed = manager_->ListWorkers();
+  const MonotonicTime now = clock_->Now();
+  MutexLock lock(mutex_);
+  if (!listed.ok()) {
+    // Nobody can say who is gone: the last known workers stay.
+    for (auto& [id, entry] : workers_) entry.seen_at = now;
+    return;
+  }
+  for (const v1::WorkerInfo& info : listed->workers()) LearnLocked(info, now);
+}
+
+void ModelDirectory::PollFixed(const std::string& address) {
+  auto& stub = fixed_[address];
+  if (stub == nullptr) stub = v1::Worker::NewStub(ConnectTo(address));
+  const auto load = Ask(*stub, &v1::Worker::StubInterface::GetLoad, v1::GetLoadRequest(),
+                        kLoadDeadline);
+  if (!load.ok()) return;
+  v1::WorkerInfo info;
+  info.set_worker_id(load->worker_id());
+  info.set_incarnation(load->incarnation());
+  info.set_address(address);
+  *info.mutable_load() = load->load();
+  {
+    MutexLock lock(mutex_);
+    const auto known = workers_.find(info.worker_id());
+    if (known != workers_.end() && known->second.worker.incarnation == info.incarnation()) {
+      info.set_model_fingerprint(known->second.worker.fingerprint);
+      info.set_context_tokens(known->second.worker.context_tokens);
+      LearnLocked(info, clock_->Now());
+      return;
+    }
+  }
+  // A new life may serve another model. Its vocabulary is fetched with the others', if it is new.
+  v1::GetModelRequest request;
+  {
+    MutexLock lock(mutex_);
+    if (!models_.empty()) request.set_known_fingerprint(models_.begin()->first);
+  }
+  const auto model = Ask(*stub, &v1::Worker::StubInterface::GetModel, request, kModelDeadline);
+  if (!model.ok()) return;
+  info.set_model_fingerprint(model->fingerprint());
+  info.set_context_tokens(model->context_tokens());
+  MutexLock lock(mutex_);
+  LearnLocked(info, clock_->Now());
+}
+
+void ModelDirectory::Learn(const v1::WorkerInfo& info) {
+  MutexLock lock(mutex_);
+  LearnLocked(info, clock_->Now());
+}
+
+void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime now) {
+  // A worker that was started again under a drawn name has the address of the one that is no more.
+  absl::erase_if(workers_, [&](const auto& other) {
+    return other.first != info.worker_id() && other.second.worker.address == info.address();
+  });
+  Entry& entry = workers_[info.worker_id()];
+  KnownWorker& worker = entry.worker;
+  entry.seen_at = now;
+  if (worker.incarnation != info.incarnation()) worker.failed_until = MonotonicTime();
+  worker.id = info.worker_id();
+  worker.incarnation = info.incarnation();
+  worker.fingerprint = info.model_fingerprint();
+  worker.context_tokens = info.context_tokens();
+  worker.load = info.load();
+  worker.load_at = now - milliseconds(std::max<int64_t>(0, info.load_age_ms()));
+  worker.suspect = info.suspect();
+  if (worker.stub == nullptr || worker.address != info.address()) {
+    worker.address = info.address();
+    worker.stub = v1::Worker::NewStub(ConnectTo(worker.address));
+  }
+}
+
+void ModelDirectory::FetchModels() {
+  std::vector<KnownWorker> without;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [id, entry] : workers_) {
+      if (!models_.contains(entry.worker.fingerprint)) without.push_back(entry.worker);
+    }
+  }
+  for (const KnownWorker& worker : without) {
+    {
+      MutexLock lock(mutex_);
+      if (stop_) return;
+      if (models_.contains(worker.fingerprint)) continue;
+    }
+    const auto response = Ask(*worker.stub, &v1::Worker::StubInterface::GetModel,
+                              v1::GetModelRequest(), kModelDeadline);
+    if (!response.ok()) continue;  // the next round tries again
+    auto model = ServedModel::Create(*response);
+    if (!model.ok()) {
+      LogWarning("worker {}: its model cannot be served: {}", worker.id,
+                 std::string(model.status().message()));
+      continue;
+    }
+    LogInfo("model {} ({}) at worker {}", (*model)->name(), (*model)->fingerprint().substr(0, 12),
+            worker.id);
+    MutexLock lock(mutex_);
+    models_[response->fingerprint()] = *std::move(model);
+  }
+}
+
+void ModelDirectory::ForgetAndTell() {
+  bool ready = false;
+  bool changed = false;
+  {
+    MutexLock lock(mutex_);
+    const MonotonicTime oldest = clock_->Now() - options_.forget_after;
+    absl::erase_if(workers_, [&](const auto& entry) { return entry.second.seen_at < oldest; });
+    for (const auto& [id, entry] : workers_) ready |= models_.contains(entry.worker.fingerprint);
+    changed = ready != was_ready_;
+    was_ready_ = ready;
+  }
+  if (changed && options_.on_ready) options_.on_ready(ready);
+}
+
+absl::StatusOr<std::shared_ptr<const ServedModel>> ModelDirectory::FindModel(
+    const std::string& name) const {
+  MutexLock lock(mutex_);
+  std::vector<std::shared_ptr<const ServedModel>> served;
+  for (const auto& [fingerprint, model] : models_) {
+    const bool has_worker = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
+      return entry.second.worker.fingerprint == fingerprint;
+    });
+    if (!has_worker) continue;
+    if (!name.empty() && (model->name() == name || fingerprint == name)) return model;
+    served.push_back(model);
+  }
+  if (served.empty()) {
+    return Unavailable(ErrorReason::kNoWorker, "no worker is ready; try again in a moment");
+  }
+  if (name.empty() && served.size() == 1) return served.front();
+  const std::string names =
+      absl::StrJoin(served, ", ", [](std::string* out, const auto& m) { out->append(m->name()); });
+  if (name.empty()) return InvalidField("model", absl::StrCat("name one of these: ", names));
+  return WithDetails(absl::NotFoundError(absl::StrCat("model: none is called \"", name,
+                                                      "\"; these are served: ", names)),
+                     {.field = "model"});
+}
+
+std::vector<KnownWorker> ModelDirectory::WorkersOf(const std::string& fingerprint) const {
+  MutexLock lock(mutex_);
+  std::vector<KnownWorker> workers;
+  for (const auto& [id, entry] : workers_) {
+    if (entry.worker.fingerprint == fingerprint) workers.push_back(entry.worker);
+  }
+  return workers;
+}
+
+std::vector<v1::Model> ModelDirectory::Models() const {
+  MutexLock lock(mutex_);
+  std::vector<v1::Model> described;
+  for (const auto& [fingerprint, model] : models_) {
+    v1::Model row = model->Describe();
+    for (const auto& [id, entry] : workers_) {
+      if (entry.worker.fingerprint == fingerprint) row.set_ready_workers(row.ready_workers() + 1);
+    }
+    if (row.ready_workers() > 0) described.push_back(std::move(row));
+  }
+  return described;
+}
+
+void ModelDirectory::MarkFailed(const std::string& worker_id, uint64_t incarnation) {
+  MutexLock lock(mutex_);
+  const auto entry = workers_.find(worker_id);
+  if (entry == workers_.end() || entry->second.worker.incarnation != incarnation) return;
+  entry->second.worker.failed_until = clock_->Now() + kFailedPause;
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,81 @@
+#include "services/frontend/routing_chooser.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/status.h"
+
+namespace kvist::services {
+
+RoutingChooser::RoutingChooser(FrontendState* state, Request request)
+    : state_(state), request_(std::move(request)) {}
+
+absl::StatusOr<ChosenWorker> RoutingChooser::Choose(const WorkerLives& failed) {
+  if (!located_) Locate();
+  located_ = true;
+  const std::vector<KnownWorker> workers = state_->directory.WorkersOf(request_.fingerprint);
+  std::vector<WorkerView> views;
+  views.reserve(workers.size());
+  for (const KnownWorker& worker : workers) views.push_back(ViewOf(worker, failed));
+  const auto picked = PickWorker(request_.prompt_tokens, views, state_->routing);
+  if (!picked.has_value()) {
+    return Unavailable(ErrorReason::kNoWorker, "no worker is ready; try again in a moment");
+  }
+  const KnownWorker& worker = workers[*picked];
+  const int64_t matched = views[*picked].matched_device_tokens;
+  return ChosenWorker{
+      .id = worker.id,
+      .incarnation = worker.incarnation,
+      .stub = worker.stub,
+      .located_tokens = matched,
+      .place = state_->in_flight.Enter(worker.id, request_.prompt_tokens - matched,
+                                       state_->clock.Now())};
+}
+
+void RoutingChooser::MarkFailed(const ChosenWorker& worker) {
+  state_->directory.MarkFailed(worker.id, worker.incarnation);
+}
+
+void RoutingChooser::Locate() {
+  if (request_.keys.empty() || !state_->manager.configured()) return;
+  v1::LocateRequest request;
+  request.set_model_fingerprint(request_.fingerprint);
+  request.set_tenant_id(request_.tenant_id);
+  request.set_session_id(request_.session_id);
+  for (const cache_manager::BlockKey& key : request_.keys) {
+    request.mutable_keys()->append(reinterpret_cast<const char*>(key.bytes.data()),
+                                   key.bytes.size());
+  }
+  request.set_kv_format(request_.kv_format);
+  request.set_block_tokens(request_.block_tokens);
+  const auto response = state_->manager.Locate(request);
+  if (!response.ok()) return;  // the request goes on by what this frontend knows
+  for (const v1::WorkerMatch& match : response->workers()) {
+    state_->directory.Learn(match.worker());
+    matched_tokens_[match.worker().worker_id()] =
+        std::clamp<int64_t>(match.matched_tokens(), 0, request_.prompt_tokens);
+  }
+}
+
+WorkerView RoutingChooser::ViewOf(const KnownWorker& worker, const WorkerLives& failed) const {
+  const MonotonicTime now = state_->clock.Now();
+  WorkerView view;
+  view.usable = !worker.load.draining() && worker.context_tokens > request_.prompt_tokens &&
+                !failed.contains({worker.id, worker.incarnation});
+  view.suspect = worker.suspect || now < worker.failed_until;
+  const auto matched = matched_tokens_.find(worker.id);
+  if (matched != matched_tokens_.end()) view.matched_device_tokens = matched->second;
+  view.reported_prefill_tokens = static_cast<int64_t>(worker.load.queued_prefill_tokens());
+  view.reported_sequences =
+      static_cast<int64_t>(worker.load.running_sequences()) + worker.load.waiting_sequences();
+  view.load_age_ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(now - worker.load_at).count();
+  const InFlight::Sum own = state_->in_flight.SumOf(worker.id, worker.load_at);
+  view.own_prefill_tokens = own.prefill_tokens;
+  view.own_sequences = own.sequences;
+  view.own_recent_prefill_tokens = own.recent_prefill_tokens;
+  view.own_recent_sequences = own.recent_sequences;
+  return view;
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,72 @@
+// A turn of a session: begun at the cache manager before the first token, ended there before the client hears of the end.
+#ifndef KVIST_SERVICES_FRONTEND_SESSION_TURN_H_
+#define KVIST_SERVICES_FRONTEND_SESSION_TURN_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "proto/kvist/v1/cache_manager.pb.h"
+#include "proto/kvist/v1/inference.pb.h"
+#include "services/frontend/manager_client.h"
+#include "services/frontend/running_turns.h"
+
+namespace kvist::services {
+
+// One open turn. Dropped without End, it is given up: nothing is appended. Single-threaded.
+class SessionTurn {
+ public:
+  // What the manager is to keep for a replay: the request as it came, id and seed filled in.
+  struct Options {
+    std::string session_id;
+    std::string turn_id;
+    v1::GenerateRequest record;
+    std::string model_fingerprint;
+  };
+  // NOT_FOUND: no such session. ABORTED: another turn is open. FAILED_PRECONDITION: begun with another model. UNAVAILABLE
+  // (kNoManager). OUT_OF_RANGE: the record is larger than 4 MiB.
+  static absl::StatusOr<std::unique_ptr<SessionTurn>> Begin(const Options& options,
+                                                            ManagerClient* manager,
+                                                            RunningTurns* running);
+  // A turn that another frontend began and left open.
+  static std::unique_ptr<SessionTurn> TakeOver(const std::string& session_id,
+                                               const std::string& turn_id,
+                                               const v1::GetTurnResponse& open,
+                                               ManagerClient* manager, RunningTurns* running);
+  ~SessionTurn();
+  SessionTurn(const SessionTurn&) = delete;
+  SessionTurn& operator=(const SessionTurn&) = delete;
+
+  const std::vector<int32_t>& history() const { return history_; }
+  const v1::CacheParams& cache() const { return cache_; }
+  const std::string& turn_id() const { return turn_id_; }
+  // The session was deleted meanwhile.
+  bool cancelled() const { return entry_.cancelled(); }
+
+  struct Outcome {
+    std::span<const int32_t> prompt_ids;     // new ones, without the history
+    std::span<const int32_t> generated_ids;
+    v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
+  };
+  // Appends and closes; waits for the store, at most until `until`. Once.
+  TurnSaved End(const Outcome& outcome, MonotonicTime until);
+
+ private:
+  SessionTurn(const std::string& session_id, const std::string& turn_id, ManagerClient* manager,
+              RunningTurns* running);
+
+  const std::string session_id_;
+  const std::string turn_id_;
+  ManagerClient* const manager_;
+  RunningTurns::Entry entry_;
+  std::vector<int32_t> history_;
+  v1::CacheParams cache_;
+  bool ended_ = false;
+};
+
+}  // namespace kvist::services
+
+#endif  // KVIST_SERVICES_FRONTEND_SESSION_TURN_H_

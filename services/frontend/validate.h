@@ -1,0 +1,49 @@
+// The one place that checks a request. Nothing behind it looks at a client's numbers again.
+#ifndef KVIST_SERVICES_FRONTEND_VALIDATE_H_
+#define KVIST_SERVICES_FRONTEND_VALIDATE_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "services/frontend/request.h"
+
+namespace kvist::services {
+
+// What a request is checked against once its model is known.
+struct ModelLimits {
+  int64_t vocab = 0;
+  int64_t context_tokens = 0;
+  std::vector<std::string> kv_formats;
+};
+
+// Everything that needs no model: sizes, ranges, NaN, UTF-8, unknown enum values. INVALID_ARGUMENT with the field named;
+// OUT_OF_RANGE for an empty prompt or one beyond the limit of bytes, messages or ids.
+absl::Status ValidateRequest(const InferenceRequest& request);
+// What needs the model: ids and top_k within the vocabulary, the KV format served.
+// REQUIRES: ValidateRequest was OK.
+absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model);
+// A prompt as ids, a session's history included: OUT_OF_RANGE (field "prompt") if it is empty or leaves no room for one new
+// token in the context.
+absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& model);
+
+// At most 64 of [A-Za-z0-9._-], at least one. INVALID_ARGUMENT naming `field`.
+absl::Status ValidateId(std::string_view field, std::string_view id);
+// As ValidateId; names that the frontend draws for implicit sessions are refused.
+absl::Status ValidateNewSessionId(std::string_view id);
+// Seconds since last use: 1 .. a year; unset is fine.
+absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds);
+// UTF-8 of at most 1 MiB; may be empty.
+absl::Status ValidateText(std::string_view field, std::string_view value);
+// Each in [0, vocab).
+absl::Status ValidateIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab);
+
+inline constexpr std::string_view kImplicitSessionPrefix = "implicit-";
+
+}  // namespace kvist::services
+
+#endif  // KVIST_SERVICES_FRONTEND_VALIDATE_H_

@@ -1,0 +1,106 @@
+#include "services/frontend/wire.h"
+
+#include <algorithm>
+#include <variant>
+
+#include "services/frontend/limits.h"
+
+namespace kvist::services {
+namespace {
+
+Prompt PromptFromWire(const v1::GenerateRequest& request) {
+  switch (request.prompt_case()) {
+    case v1::GenerateRequest::kText:
+      return TextPrompt{request.text().text()};
+    case v1::GenerateRequest::kIds:
+      return IdsPrompt{{request.ids().ids().begin(), request.ids().ids().end()}};
+    case v1::GenerateRequest::kChat: {
+      ChatPrompt chat;
+      for (const v1::ChatMessage& message : request.chat().messages()) {
+        chat.messages.push_back({.role = message.role(), .content = message.content()});
+      }
+      return chat;
+    }
+    case v1::GenerateRequest::PROMPT_NOT_SET:
+      break;
+  }
+  return std::monostate{};
+}
+
+SamplingChoice SamplingFromWire(const v1::SamplingParams& wire) {
+  SamplingChoice sampling;
+  if (wire.has_temperature()) sampling.temperature = wire.temperature();
+  if (wire.has_top_k()) sampling.top_k = wire.top_k();
+  if (wire.has_top_p()) sampling.top_p = wire.top_p();
+  if (wire.has_min_p()) sampling.min_p = wire.min_p();
+  if (wire.has_repetition_penalty()) sampling.repetition_penalty = wire.repetition_penalty();
+  if (wire.has_presence_penalty()) sampling.presence_penalty = wire.presence_penalty();
+  if (wire.has_frequency_penalty()) sampling.frequency_penalty = wire.frequency_penalty();
+  if (wire.has_seed()) sampling.seed = wire.seed();
+  if (wire.has_logprobs()) sampling.logprobs = wire.logprobs();
+  return sampling;
+}
+
+StopChoice StopFromWire(const v1::StopParams& wire) {
+  StopChoice stop;
+  if (wire.has_max_new_tokens()) stop.max_new_tokens = wire.max_new_tokens();
+  if (wire.has_min_new_tokens()) stop.min_new_tokens = wire.min_new_tokens();
+  stop.stop_ids.assign(wire.stop_ids().begin(), wire.stop_ids().end());
+  stop.stop_strings.assign(wire.stop_strings().begin(), wire.stop_strings().end());
+  stop.ignore_model_stops = wire.ignore_model_stops();
+  return stop;
+}
+
+}  // namespace
+
+InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& principal) {
+  InferenceRequest plain;
+  plain.principal = principal;
+  plain.id = RequestId(request.request_id());
+  plain.model = request.model();
+  plain.prompt = PromptFromWire(request);
+  plain.session = SessionId(request.session_id());
+  plain.sampling = SamplingFromWire(request.sampling());
+  plain.stop = StopFromWire(request.stop());
+  plain.cache = {.kind = request.cache().kind(), .kv_format = request.cache().kv_format()};
+  plain.priority = request.priority();
+  return plain;
+}
+
+v1::SamplingParams ResolveSampling(const InferenceRequest& request, uint64_t seed) {
+  const SamplingChoice& choice = request.sampling;
+  const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
+  v1::SamplingParams wire;
+  wire.set_temperature(choice.temperature.value_or(chat ? kDefaultChatTemperature : 0.0f));
+  wire.set_top_k(choice.top_k.value_or(0));
+  wire.set_top_p(choice.top_p.value_or(chat ? kDefaultChatTopP : 1.0f));
+  wire.set_min_p(choice.min_p.value_or(0.0f));
+  wire.set_repetition_penalty(choice.repetition_penalty.value_or(1.0f));
+  wire.set_presence_penalty(choice.presence_penalty.value_or(0.0f));
+  wire.set_frequency_penalty(choice.frequency_penalty.value_or(0.0f));
+  wire.set_seed(seed);
+  if (choice.logprobs.has_value()) wire.set_logprobs(*choice.logprobs);
+  return wire;
+}
+
+v1::StopParams ResolveStop(const StopChoice& stop, int64_t room_tokens) {
+  v1::StopParams wire;
+  const int64_t most = std::min(stop.max_new_tokens.value_or(kDefaultMaxNewTokens), room_tokens);
+  wire.set_max_new_tokens(most);
+  wire.set_min_new_tokens(std::min(stop.min_new_tokens.value_or(0), most));
+  wire.mutable_stop_ids()->Add(stop.stop_ids.begin(), stop.stop_ids.end());
+  wire.set_ignore_model_stops(stop.ignore_model_stops);
+  return wire;
+}
+
+v1::CacheParams ResolveCache(const CacheChoice& cache, const v1::CacheParams& of_session) {
+  v1::CacheParams wire = of_session;
+  if (cache.kind != v1::CacheParams::KIND_UNSPECIFIED) {
+    wire.set_kind(static_cast<v1::CacheParams::Kind>(cache.kind));
+  }
+  if (wire.kind() == v1::CacheParams::KIND_UNSPECIFIED) wire.set_kind(v1::CacheParams::PAGED);
+  if (!cache.kv_format.empty()) wire.set_kv_format(cache.kv_format);
+  return wire;
+}
+
+}  // namespace kvist::services

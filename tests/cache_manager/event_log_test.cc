@@ -1,0 +1,70 @@
+#include "cache_manager/event_log.h"
+
+#include "gtest/gtest.h"
+
+namespace kvist::cache_manager {
+namespace {
+
+Event Released(int i) { return SessionReleased{SessionId(std::to_string(i))}; }
+
+TEST(EventLogTest, NumbersEventsFromOneWithoutHoles) {
+  EventLog log({.num_pools = 1});
+  EXPECT_EQ(log.last_seq(), 0u);
+  for (int i = 0; i < 5; ++i) log.Append(Released(i));
+  EXPECT_EQ(log.TakeBatch(2).first_seq, 1u);
+  const EventRun rest = log.TakeBatch();
+  EXPECT_EQ(rest.first_seq, 3u);
+  EXPECT_EQ(rest.events.size(), 3u);
+  EXPECT_EQ(log.TakeBatch().first_seq, 6u);
+  EXPECT_EQ(log.last_seq(), 5u);
+}
+
+TEST(EventLogTest, OneEventBeyondTheLimitDropsAllThatWait) {
+  EventLog log({.num_pools = 1});
+  for (size_t i = 0; i < kMaxWaitingEvents; ++i) log.Append(Released(1));
+  EXPECT_EQ(log.waiting(), kMaxWaitingEvents);
+  EXPECT_EQ(log.overflows(), 0u);
+  log.Append(Released(2));
+  EXPECT_EQ(log.overflows(), 1u);
+  const EventRun run = log.TakeBatch();
+  EXPECT_EQ(run.first_seq, kMaxWaitingEvents + 1);
+  EXPECT_EQ(run.events.size(), 1u);
+}
+
+TEST(EventLogTest, BatchesStayWithinTheLimitsOfEventsAndKeys) {
+  EventLog log({.num_pools = 1});
+  for (size_t i = 0; i < kMaxEventsPerBatch + 1; ++i) log.Append(Released(1));
+  EXPECT_EQ(log.TakeBatch().events.size(), kMaxEventsPerBatch);
+  log.TakeBatch();
+  const size_t fit = kMaxKeysPerBatch / kMaxKeysPerEvent;
+  for (size_t i = 0; i < fit + 1; ++i) {
+    log.Append(SessionHolds{.keys = std::vector<BlockKey>(kMaxKeysPerEvent)});
+  }
+  EXPECT_EQ(log.TakeBatch().events.size(), fit);
+  EXPECT_EQ(log.TakeBatch().events.size(), 1u);
+}
+
+TEST(EventLogTest, DropThroughKeepsLaterEvents) {
+  EventLog log({.num_pools = 1});
+  for (int i = 1; i <= 5; ++i) log.Append(Released(i));
+  log.DropThrough(3);
+  EXPECT_EQ(log.TakeBatch().first_seq, 4u);
+  log.DropThrough(3);
+  log.DropThrough(100);
+  EXPECT_EQ(log.last_seq(), 5u);
+}
+
+TEST(DigestTest, TiersKeysAndHoldingsAreToldApart) {
+  BlockKey a, b;
+  a.bytes[0] = b.bytes[15] = 1;
+  EXPECT_NE(PlacementHash(a, Tier::kDevice), PlacementHash(b, Tier::kDevice));
+  EXPECT_NE(PlacementHash(a, Tier::kDevice), PlacementHash(a, Tier::kHost));
+  const SessionId s("s"), t("t");
+  EXPECT_EQ(HoldingHash(s, {}), 0u);
+  EXPECT_NE(HoldingHash(s, {.chain_blocks = 1, .last_key = a}),
+            HoldingHash(t, {.chain_blocks = 1, .last_key = a}));
+  EXPECT_NE(HoldingHash(s, {.partial_blocks = 1}), HoldingHash(s, {.reserved_blocks = 1}));
+}
+
+}  // namespace
+}  // namespace kvist::cache_manager

@@ -1,0 +1,95 @@
+// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf and FOLDER/text. The
+// result is kept in the tree (tests/fuzz/corpus); run this again when the builder or the targets
+// change.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tests/support/gguf_builder.h"
+
+namespace kvist::testing {
+namespace {
+
+using B = GgufBuilder;
+
+void Write(const std::filesystem::path& path, std::string_view bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+B Vocabulary(std::string_view model) {
+  B builder;
+  builder.AddString("general.architecture", "llama")
+      .AddString("tokenizer.ggml.model", model)
+      .AddString("tokenizer.ggml.pre", "smollm")
+      .AddStrings("tokenizer.ggml.tokens", {"a", "t", "at", "<|im_end|>", "<0x0A>"})
+      .AddArray<int32_t>("tokenizer.ggml.token_type", B::kInt32, {1, 1, 1, 3, 6})
+      .AddArray<float>("tokenizer.ggml.scores", B::kFloat32, {0, -1, -2, 0, 0})
+      .AddStrings("tokenizer.ggml.merges", {"a t"})
+      .Add<uint32_t>("tokenizer.ggml.bos_token_id", B::kUint32, 3)
+      .Add<uint8_t>("tokenizer.ggml.add_bos_token", B::kBool, 1);
+  return builder;
+}
+
+void WriteGguf(const std::filesystem::path& folder) {
+  const std::string floats(64, 'f');
+  Write(folder / "empty", B().Build());
+  Write(folder / "byte_bpe", Vocabulary("gpt2").Build());
+  Write(folder / "sentencepiece", Vocabulary("llama").Build());
+  Write(folder / "values", B().Add<uint8_t>("a", B::kUint8, 1)
+                               .Add<int8_t>("b", B::kInt8, -1)
+                               .Add<uint16_t>("c", B::kUint16, 2)
+                               .Add<int16_t>("d", B::kInt16, -2)
+                               .Add<double>("e", B::kFloat64, 0.5)
+                               .Add<uint64_t>("f", B::kUint64, 9)
+                               .AddArray<uint8_t>("g", B::kBool, {0, 1})
+                               .AddArray<int64_t>("h", B::kInt64, {1, -1})
+                               .Build());
+  Write(folder / "tensors",
+        B().Version(2)
+            .AddTensor({.name = "x", .dims = {4, 4}, .type = 0, .data = floats})
+            .AddTensor({.name = "y", .dims = {32, 2}, .type = 3, .data = std::string(40, 'y')})
+            .Build());
+  Write(folder / "alignment",
+        B().Add<uint32_t>("general.alignment", B::kUint32, 64)
+            .Alignment(64)
+            .AddTensor({.name = "x", .dims = {16}, .type = 0, .data = floats})
+            .AddTensor({.name = "z", .dims = {2, 2, 2, 2}, .type = 30, .data = floats})
+            .Build());
+  Write(folder / "overlap",
+        B().AddTensor({.name = "x", .dims = {16}, .type = 0, .data = floats})
+            .AddTensor({.name = "y", .dims = {8}, .type = 0, .data = floats, .offset_bytes = 32})
+            .Build());
+}
+
+void WriteText(const std::filesystem::path& folder) {
+  const std::vector<std::string> texts = {
+      "The red cat was 1234 years old, and it's fine.\n\n  Really  ?\r\n",
+      "<|im_start|>user\nHi<t><|im_end|>\n",
+      "caf\u00e9 e\u0301\u0323 \u2581\u2581 \u4e2d\u6587 \U0001F600\u200d \u00bd\u2460",
+      "\xF0\x9F\x98 \xC0\xAF \xED\xA0\x80 \xFF", std::string(300, 'a')};
+  for (size_t t = 0; t < texts.size(); ++t) {
+    for (char tokenizer = 0; tokenizer < 5; ++tokenizer) {
+      const std::string head = {tokenizer, static_cast<char>(t)};
+      Write(folder / (std::to_string(t) + "_" + std::to_string(int{tokenizer})), head + texts[t]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvist::testing
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: make_corpus FOLDER\n");
+    return 2;
+  }
+  const std::filesystem::path folder = argv[1];
+  std::filesystem::create_directories(folder / "gguf");
+  std::filesystem::create_directories(folder / "text");
+  kvist::testing::WriteGguf(folder / "gguf");
+  kvist::testing::WriteText(folder / "text");
+  return 0;
+}

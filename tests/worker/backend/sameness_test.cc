@@ -1,0 +1,178 @@
+// The same bits for a token, however its sequence was cut, batched, placed and computed: logits
+// compared by memcmp (ARCHITECTURE.md 5).
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/model_files.h"
+#include "tests/support/tiny_model.h"
+#include "tests/worker/backend/sameness_cases.h"
+#include "worker/kernels/kernel_table.h"
+
+namespace kvist::testing {
+namespace {
+
+using worker::Backend;
+using worker::CpuBackendOptions;
+using worker::KvFormat;
+
+void ExpectSameBits(const LogitRows& got, const LogitRows& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t row = 0; row < got.size(); ++row) {
+    ASSERT_EQ(got[row].size(), want[row].size());
+    for (const float logit : want[row]) ASSERT_FALSE(std::isnan(logit)) << "position " << row;
+    ASSERT_EQ(std::memcmp(got[row].data(), want[row].data(), got[row].size() * sizeof(float)), 0)
+        << "position " << row;
+  }
+}
+
+// What a model is tried with: tiny ones by name, public ones by file.
+struct Case {
+  std::string name;
+  std::string golden;  // file in tests/golden, without .gguf; empty: the public model
+  size_t tokens;       // per sequence
+  std::string weights = "native";
+
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+};
+
+class SamenessTest : public ::testing::TestWithParam<Case> {
+ protected:
+  CpuBackendOptions Options() const {
+    CpuBackendOptions options = TinyOptions();
+    options.weights = GetParam().weights;
+    options.kv_formats = {KvFormat::kF16, KvFormat::kF32, KvFormat::kBF16};
+    if (GetParam().golden.empty()) {
+      options.kernels = "auto";
+      options.context_tokens = 1024;
+    }
+    return options;
+  }
+
+  std::unique_ptr<Backend> Open(const CpuBackendOptions& options) const {
+    if (!GetParam().golden.empty()) return OpenTinyModel(GetParam().golden, options);
+    const auto path = FindModelFile(kSmolLm2File);
+    EXPECT_TRUE(path.ok()) << path.status();
+    return OpenModel(*path, options);
+  }
+
+  std::mt19937_64 random_{20260801};
+};
+
+TEST_P(SamenessTest, ChunksOfAnySizeGiveTheBitsOfSingleTokens) {
+  const auto backend = Open(Options());
+  const std::vector<int32_t> tokens = RandomTokens(*backend, GetParam().tokens, random_);
+  for (const KvFormat format : Options().kv_formats) {
+    SCOPED_TRACE(worker::KvFormatName(format));
+    const LogitRows want = RunTokenByToken(*backend, tokens, format);
+    for (const size_t most : {1, 3, 17, 64, 256}) {
+      SCOPED_TRACE(most);
+      ExpectSameBits(RunInChunks(*backend, tokens, format, most, random_), want);
+    }
+  }
+}
+
+TEST_P(SamenessTest, BatchMatesDoNotChangeASequence) {
+  const auto backend = Open(Options());
+  std::vector<std::vector<int32_t>> sequences;
+  std::vector<LogitRows> want;
+  for (size_t i = 0; i < 6; ++i) {
+    sequences.push_back(RandomTokens(*backend, 1 + random_() % GetParam().tokens, random_));
+    want.push_back(RunTokenByToken(*backend, sequences.back(), KvFormat::kF16));
+  }
+  for (int round = 0; round < 3; ++round) {
+    const std::vector<LogitRows> got = RunMixed(*backend, sequences, KvFormat::kF16, random_);
+    for (size_t i = 0; i < sequences.size(); ++i) ExpectSameBits(got[i], want[i]);
+  }
+}
+
+TEST_P(SamenessTest, ThreadsBlockSizesAndKernelsDoNotChangeBits) {
+  const auto first = Open(Options());
+  const std::vector<std::vector<int32_t>> sequences = {
+      RandomTokens(*first, GetParam().tokens, random_),
+      RandomTokens(*first, 1 + GetParam().tokens / 3, random_)};
+  std::vector<LogitRows> want;
+  for (const auto& tokens : sequences)
+    want.push_back(RunTokenByToken(*first, tokens, KvFormat::kF16));
+  int32_t block_tokens = 16;
+  for (const worker::KernelTable* kernels : worker::AvailableKernels()) {
+    for (const int threads : {1, 2, 3}) {
+      CpuBackendOptions options = Options();
+      options.kernels = std::string(kernels->name);
+      options.threads = threads;
+      options.block_tokens = block_tokens;
+      SCOPED_TRACE(options.kernels + ", threads " + std::to_string(threads) + ", block " +
+                   std::to_string(block_tokens));
+      block_tokens = block_tokens == 128 ? 16 : 2 * block_tokens;
+      const auto backend = Open(options);
+      EXPECT_EQ(backend->numerics_id(), first->numerics_id());
+      ExpectSameBits(RunInChunks(*backend, sequences[0], KvFormat::kF16, 256, random_), want[0]);
+      const std::vector<LogitRows> got = RunMixed(*backend, sequences, KvFormat::kF16, random_);
+      for (size_t i = 0; i < sequences.size(); ++i) ExpectSameBits(got[i], want[i]);
+    }
+  }
+}
+
+TEST_P(SamenessTest, BlocksCopiedMovedOrRestoredContinueWithTheSameBits) {
+  const auto backend = Open(Options());
+  const std::vector<int32_t> tokens = RandomTokens(*backend, GetParam().tokens, random_);
+  const LogitRows want = RunTokenByToken(*backend, tokens, KvFormat::kF16);
+  const auto other = Open(Options());
+  BlockSource blocks(*other, 7);
+  // The prefix is computed on one backend, its blocks are carried to a shuffled place on another.
+  BlockSource source_blocks(*backend, 9);
+  TestSequence source(*backend, source_blocks, KvFormat::kF16);
+  TestSequence target(*other, blocks, KvFormat::kF16);
+  const size_t prefix = tokens.size() / 2;
+  worker::Batch batch;
+  batch.slices.push_back(source.Append({tokens.data(), prefix}, 0));
+  RunBatch(*backend, batch);
+  const worker::SequenceSlice place = target.Append({tokens.data(), prefix}, 0);
+  for (size_t group = 0; group < place.block_tables.size(); ++group) {
+    const int32_t pool = static_cast<int32_t>(group);  // the first format's pools come first
+    std::vector<std::byte> bytes(static_cast<size_t>(backend->pools()[group].block_bytes));
+    for (size_t i = 0; i < place.block_tables[group].size(); ++i) {
+      const int32_t to = place.block_tables[group][i];
+      backend->ReadBlock(pool, batch.slices[0].block_tables[group][i], bytes);
+      const int32_t between = blocks.Take(pool);
+      other->WriteBlock(pool, between, bytes);
+      other->CopyBlock(pool, between, to);
+      blocks.GiveBack(pool, between);
+    }
+  }
+  LogitRows got = target.Run({tokens.data() + prefix, tokens.size() - prefix},
+                             static_cast<int64_t>(tokens.size() - prefix));
+  ExpectSameBits(got, {want.begin() + static_cast<std::ptrdiff_t>(prefix), want.end()});
+}
+
+std::vector<Case> TinyCases() {
+  return {
+      {"LlamaQ4_1", "llama_a.Q4_1", 150},
+      {"LlamaQ5_1", "llama_a.Q5_1", 60},
+      {"LlamaQ4_K", "llama_k.Q4_K", 60},
+      {"LlamaQ5_K", "llama_k.Q5_K", 40},
+      {"LlamaQ6_K", "llama_k.Q6_K", 40},
+      {"LlamaBf16", "llama_a.BF16", 60},
+      {"LlamaFloat32", "llama_a.Q4_0", 60, "float32"},
+      {"Qwen2Q8_0", "qwen2_a.Q8_0", 150},
+      {"Qwen2TiedF32", "qwen2_tied.F32", 60},
+      {"Qwen3Q5_0", "qwen3_a.Q5_0", 60},
+      {"Qwen3F16", "qwen3_a.F16", 60},
+      {"Gemma3Q4_0", "gemma3_a.Q4_0", 200},
+  };
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, SamenessTest, ::testing::ValuesIn(TinyCases()),
+                         [](const auto& test) { return test.param.name; });
+INSTANTIATE_TEST_SUITE_P(Model, SamenessTest, ::testing::Values(Case{"SmolLm2", "", 40}),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace kvist::testing

@@ -1,0 +1,139 @@
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/worker/kernels/attention_case.h"
+#include "worker/kernels/kernel_table.h"
+
+namespace kvist::worker {
+namespace {
+
+class AttentionTest : public testing::TestWithParam<const KernelTable*> {
+ protected:
+  void SetUp() override { SetFloatEnvironment(); }
+};
+
+std::string TableName(const testing::TestParamInfo<const KernelTable*>& info) {
+  return std::string(info.param->name);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, AttentionTest, testing::ValuesIn(AvailableKernels()), TableName);
+
+std::vector<AttentionShape> Shapes() {
+  return {
+      {KvFormat::kF16, 64, 3, 40, 16, 0},    {KvFormat::kF32, 64, 1, 300, 32, 0},
+      {KvFormat::kBF16, 128, 2, 530, 64, 0}, {KvFormat::kF16, 256, 4, 300, 16, 0},
+      {KvFormat::kF32, 16, 4, 33, 128, 0},   {KvFormat::kF16, 32, 3, 270, 16, 20},
+      {KvFormat::kBF16, 64, 1, 600, 32, 16}, {KvFormat::kF16, 64, 3, 1050, 16, 512},
+      {KvFormat::kF32, 40, 2, 100, 16, 1},   {KvFormat::kF16, 8, 8, 50, 16, 17},
+      {KvFormat::kF16, 64, 3, 600, 16, 257},
+  };
+}
+
+// Weights are positive and sum to 1, |v| < 6: rounding of scores moves weights by a few ulp of
+// |score| <= 64.
+TEST_P(AttentionTest, AgreesWithSoftmaxInDoubleAndNeverReadsUnwrittenSlots) {
+  std::mt19937 rng(3);
+  for (const AttentionShape& shape : Shapes()) {
+    PagedSequence sequence(*GetParam(), shape, rng);
+    const int64_t stride = shape.heads * shape.head_dim;
+    const std::vector<float> q = RandomFloats(shape.length * stride, rng);
+    const std::vector<float> out =
+        RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 7);
+    for (int64_t position = 0; position < shape.length; position += position < 40 ? 1 : 13) {
+      for (int64_t head = 0; head < shape.heads; ++head) {
+        const int64_t at = position * stride + head * shape.head_dim;
+        const std::vector<double> expected =
+            NaiveAttention(shape, sequence, q.data() + at, position);
+        for (int64_t d = 0; d < shape.head_dim; ++d) {
+          ASSERT_NEAR(out[static_cast<size_t>(at + d)], expected[static_cast<size_t>(d)], 2e-5)
+              << "head_dim " << shape.head_dim << " position " << position << " head " << head
+              << " d " << d;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, GivesTheBitsOfTheFirstTableForAnyNumberOfQueriesPerTask) {
+  const KernelTable& reference = *AvailableKernels().front();
+  std::mt19937 rng(4);
+  for (const AttentionShape& shape : Shapes()) {
+    PagedSequence sequence(reference, shape, rng);
+    const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
+    const std::vector<float> expected =
+        RunAttention(reference, shape, sequence, q, 0, shape.length, 1);
+    for (int64_t per_task = 1; per_task <= 40; per_task += shape.length > 100 ? 13 : 1) {
+      EXPECT_TRUE(SameBits(RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, per_task),
+                           expected))
+          << "head_dim " << shape.head_dim << " length " << shape.length << " per task "
+          << per_task;
+    }
+  }
+}
+
+TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
+  std::vector<float> first;
+  for (int64_t block_tokens : {16, 32, 64, 128}) {
+    std::mt19937 rng(5);
+    AttentionShape shape = {KvFormat::kF16, 64, 3, 290, block_tokens, 0};
+    std::mt19937 order(static_cast<uint32_t>(block_tokens));
+    PagedSequence sequence(*GetParam(), shape, order);
+    sequence.keys = RandomFloats(shape.length * shape.head_dim, rng);
+    sequence.values = RandomFloats(shape.length * shape.head_dim, rng);
+    for (int64_t position = 0; position < shape.length; ++position)
+      sequence.Write(*GetParam(), position);
+    const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
+    const std::vector<float> out =
+        RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+    if (first.empty()) first = out;
+    EXPECT_TRUE(SameBits(out, first)) << block_tokens;
+  }
+}
+
+// What later positions hold must not matter: they may be a neighbour's leftovers in a page that is
+// being filled.
+TEST_P(AttentionTest, DoesNotDependOnWhatLaterSlotsHold) {
+  std::mt19937 rng(6);
+  const AttentionShape longer = {KvFormat::kF16, 64, 3, 40, 16, 0};
+  AttentionShape shorter = longer;
+  shorter.length = 21;
+  PagedSequence all(*GetParam(), longer, rng);
+  PagedSequence part(*GetParam(), shorter, rng);
+  part.keys.assign(all.keys.begin(), all.keys.begin() + 21 * 64);
+  part.values.assign(all.values.begin(), all.values.begin() + 21 * 64);
+  for (int64_t position = 0; position < 21; ++position) part.Write(*GetParam(), position);
+  const std::vector<float> q = RandomFloats(longer.length * 3 * 64, rng);
+  EXPECT_TRUE(SameBits(RunAttention(*GetParam(), longer, all, q, 0, 21, 21),
+                       RunAttention(*GetParam(), shorter, part, q, 0, 21, 21)));
+}
+
+TEST_P(AttentionTest, OneVisibleTokenReturnsItsValue) {
+  std::mt19937 rng(7);
+  const AttentionShape shape = {KvFormat::kF32, 64, 2, 600, 16, 1};
+  PagedSequence sequence(*GetParam(), shape, rng);
+  const std::vector<float> q = RandomFloats(shape.length * 2 * 64, rng);
+  const std::vector<float> out = RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 5);
+  for (int64_t position = 0; position < shape.length; ++position) {
+    for (int64_t head = 0; head < 2; ++head) {
+      const auto from = sequence.values.begin() + position * 64;
+      EXPECT_TRUE(std::equal(from, from + 64, out.begin() + (position * 2 + head) * 64))
+          << position;
+    }
+  }
+}
+
+TEST_P(AttentionTest, StoresTheSameBytesAsTheFirstTable) {
+  for (const AttentionShape& shape : Shapes()) {
+    std::mt19937 rng(8);
+    PagedSequence expected(*AvailableKernels().front(), shape, rng);
+    std::mt19937 again(8);
+    PagedSequence sequence(*GetParam(), shape, again);
+    EXPECT_TRUE(
+        std::equal(sequence.arena().begin(), sequence.arena().end(), expected.arena().begin()));
+  }
+}
+
+}  // namespace
+}  // namespace kvist::worker

@@ -1,0 +1,100 @@
+#include "worker/backend/batch_check.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/int_math.h"
+#include "common/base/status.h"
+
+namespace kvist::worker {
+namespace {
+
+absl::Status SliceError(size_t slice, std::string_view problem) {
+  return absl::InternalError(absl::StrCat("batch slice ", slice, ": ", ToAbsl(problem)));
+}
+
+const PoolSpec* FindPool(const std::vector<PoolSpec>& pools, size_t group, KvFormat format) {
+  for (const PoolSpec& pool : pools) {
+    if (static_cast<size_t>(pool.group) == group && pool.format == format) return &pool;
+  }
+  return nullptr;
+}
+
+absl::Status CheckTable(size_t index, const SequenceSlice& slice, int64_t end,
+                        const LayerGroup& group, const PoolSpec& pool,
+                        std::span<const int32_t> table) {
+  const int64_t needed = CeilDiv<int64_t>(end, pool.block_tokens);
+  if (static_cast<int64_t>(table.size()) < needed) {
+    return SliceError(index, absl::StrCat("a block table has ", table.size(), " blocks, ", needed,
+                                          " are needed"));
+  }
+  const int64_t first_seen =
+      group.window == 0 ? 0 : std::max<int64_t>(0, slice.first_position - group.window + 1);
+  for (int64_t block = first_seen / pool.block_tokens; block < needed; ++block) {
+    const int32_t physical = table[static_cast<size_t>(block)];
+    if (physical < 0 || physical >= pool.num_blocks) {
+      return SliceError(index, absl::StrCat("block ", block, " of a table is ", physical,
+                                            ", the pool has ", pool.num_blocks));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLimits& limits,
+                        const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools) {
+  const int64_t count = static_cast<int64_t>(slice.tokens.size());
+  if (count < 1) return SliceError(index, "no tokens");
+  for (const int32_t token : slice.tokens) {
+    if (token < 0 || token >= limits.vocab) {
+      return SliceError(
+          index, absl::StrCat("token ", token, " is not in the vocabulary of ", limits.vocab));
+    }
+  }
+  if (slice.first_position < 0 || slice.first_position > limits.context_tokens - count) {
+    return SliceError(index, absl::StrCat(count, " tokens at position ", slice.first_position,
+                                          " exceed the context of ", limits.context_tokens));
+  }
+  if (slice.logits_from < 0 || slice.logits_from > count) {
+    return SliceError(index,
+                      absl::StrCat("logits_from is ", slice.logits_from, " of ", count, " tokens"));
+  }
+  if (slice.block_tables.size() != groups.size()) {
+    return SliceError(index, absl::StrCat(slice.block_tables.size(), " block tables for ",
+                                          groups.size(), " layer groups"));
+  }
+  for (size_t group = 0; group < groups.size(); ++group) {
+    const PoolSpec* pool = FindPool(pools, group, slice.kv_format);
+    if (pool == nullptr) {
+      return SliceError(
+          index, absl::StrCat("KV format ", static_cast<int>(slice.kv_format), " is not served"));
+    }
+    KVIST_RETURN_IF_ERROR(CheckTable(index, slice, slice.first_position + count, groups[group],
+                                     *pool, slice.block_tables[group]));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckBatch(const Batch& batch, const BatchLimits& limits,
+                        const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools) {
+  int64_t tokens = 0;
+  int64_t logit_rows = 0;
+  for (size_t index = 0; index < batch.slices.size(); ++index) {
+    const SequenceSlice& slice = batch.slices[index];
+    KVIST_RETURN_IF_ERROR(CheckSlice(index, slice, limits, groups, pools));
+    tokens += static_cast<int64_t>(slice.tokens.size());
+    logit_rows += static_cast<int64_t>(slice.tokens.size()) - slice.logits_from;
+  }
+  if (tokens > limits.max_batch_tokens) {
+    return absl::InternalError(
+        absl::StrCat("a batch of ", tokens, " tokens, the most is ", limits.max_batch_tokens));
+  }
+  if (logit_rows > limits.max_logit_rows) {
+    return absl::InternalError(absl::StrCat(
+        "a batch with ", logit_rows, " rows of logits, the most is ", limits.max_logit_rows));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvist::worker

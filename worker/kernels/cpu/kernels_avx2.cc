@@ -1,0 +1,29 @@
+// The table "avx2": needs AVX2, FMA and F16C. Everything here has internal linkage except the
+// table: an inline function compiled with these flags must never be the copy that the linker keeps
+// for the others (kernels_avx2_symbols_test).
+#include <cstddef>
+#include <cstdint>
+
+#include "worker/kernels/cpu/dots_avx2.h"
+#include "worker/kernels/cpu/kernel_tables.h"
+#include "worker/kernels/cpu/product_types.h"
+#include "worker/kernels/cpu/vec16_avx2.h"
+#include "worker/kernels/kernel_operations.h"
+#include "worker/kernels/packed_layout.h"
+
+namespace kvist::worker {
+namespace {
+
+#include "worker/kernels/cpu/attention.inc"
+#include "worker/kernels/cpu/elementwise.inc"
+#include "worker/kernels/cpu/exponential.inc"
+#include "worker/kernels/cpu/product.inc"
+
+}  // namespace
+
+const KernelTable kAvx2Kernels = {
+    "avx2",  QuantizeRows, Product,      RmsNorm, Rope,      AddInto,
+    ScaleBy, SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
+};
+
+}  // namespace kvist::worker
