@@ -47,7 +47,7 @@ class WorkerSide {
  private:
   CommandOutcome Execute(const EvictCommand& command);
   CommandOutcome Evict(const EvictCommand& command);
-  void EvictSession(const SessionId& session, CommandOutcome& outcome);
+  void EvictSession(const EvictCommand& command, CommandOutcome& outcome);
   void Remember(const CommandOutcome& outcome);
   SnapshotChunk NextChunk();
 
