@@ -25,6 +25,10 @@ std::string ConfidenceText(v1::Confidence confidence) {
   return absl::AsciiStrToLower(v1::Confidence_Name(confidence));
 }
 
+int32_t FreeBlocks(const v1::PoolCounts& counts) {
+  return counts.total() - counts.active() - counts.cached() - counts.partial() - counts.reserved();
+}
+
 nlohmann::ordered_json WorkerJson(const v1::WorkerInfo& worker) {
   auto pools = nlohmann::ordered_json::array();
   for (int i = 0; i < worker.pools_size(); ++i) {
@@ -36,11 +40,11 @@ nlohmann::ordered_json WorkerJson(const v1::WorkerInfo& worker) {
                      {"block_tokens", pool.block_tokens()},
                      {"bytes_per_block", pool.bytes_per_block()},
                      {"total", counts.total()},
-                     {"free", counts.free()},
+                     {"free", FreeBlocks(counts)},
                      {"reserved", counts.reserved()},
+                     {"partial", counts.partial()},
                      {"active", counts.active()},
-                     {"cached", counts.cached()},
-                     {"moving", counts.moving()}});
+                     {"cached", counts.cached()}});
   }
   return {{"worker", worker.worker_id()},
           {"address", worker.address()},
@@ -73,19 +77,17 @@ nlohmann::ordered_json StatsJson(const v1::GetStatsResponse& stats) {
 
 void PrintStats(const v1::GetStatsResponse& stats) {
   std::vector<std::vector<std::string>> rows = {{"WORKER", "CONFIDENCE", "POOL", "BLOCK", "TOTAL", "FREE",
-                                                 "ACTIVE", "CACHED", "RESERVED"}};
+                                                 "ACTIVE", "CACHED", "PARTIAL", "RESERVED"}};
   for (const v1::WorkerInfo& worker : stats.workers()) {
     for (int i = 0; i < worker.pools_size(); ++i) {
       const v1::Pool& pool = worker.pools(i);
       const v1::PoolCounts counts = i < worker.counts_size() ? worker.counts(i) : v1::PoolCounts();
-      const std::string span =
-          pool.window_tokens() == 0 ? "full" : absl::StrCat("window ", pool.window_tokens());
       rows.push_back({worker.worker_id(), ConfidenceText(worker.confidence()),
-                      absl::StrCat(pool.kv_format(), " ", span),
+                      absl::StrCat(pool.kv_format(), " ", pool.group()),
                       absl::StrCat(pool.block_tokens(), " tokens, ", HumanBytes(pool.bytes_per_block())),
-                      absl::StrCat(counts.total()), absl::StrCat(counts.free()),
+                      absl::StrCat(counts.total()), absl::StrCat(FreeBlocks(counts)),
                       absl::StrCat(counts.active()), absl::StrCat(counts.cached()),
-                      absl::StrCat(counts.reserved())});
+                      absl::StrCat(counts.partial()), absl::StrCat(counts.reserved())});
     }
   }
   PrintTable(rows);

@@ -156,7 +156,7 @@ void AddScore(CLI::App& app, Run* run) {
   auto flags = std::make_shared<ScoreFlags>();
   CLI::App* command = AddCommand(app, "score", "Tell how likely a model finds a text.",
                                  "  kvist score --file story.txt --model smollm2 --top 5\n"
-                                 "  kvist score --ids 504,2654,3049 --model smollm2 --output json\n",
+                                 "  kvist score --ids 1,22,33 --model smollm2 --output json\n",
                                  run, flags, &RunScore);
   CLI::App* input = command->add_option_group("input");
   input->add_option("--ids", flags->ids, "token ids, by commas")->delimiter(',');

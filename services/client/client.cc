@@ -16,7 +16,6 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kUnaryTimeout{15'000};
 constexpr int kPageSize = 1000;  // the largest the manager takes
-constexpr int kBlockPageSize = 10'000;
 
 template <typename Stub, typename Request, typename Response>
 absl::StatusOr<Response> Call(Stub& stub,
@@ -196,7 +195,7 @@ absl::StatusOr<std::vector<v1::BlockInfo>> Client::ListBlocks(const std::string&
   request.set_worker_id(worker_id);
   do {
     const size_t left = limit - blocks.size();
-    request.set_page_size(static_cast<int32_t>(std::min<size_t>(left, kBlockPageSize)));
+    request.set_page_size(static_cast<int32_t>(std::min<size_t>(left, kPageSize)));
     KVIST_ASSIGN_OR_RETURN(const v1::ListBlocksResponse page,
                            Call(*manager_, &v1::CacheManager::Stub::ListBlocks, request));
     blocks.insert(blocks.end(), page.blocks().begin(), page.blocks().end());

@@ -46,7 +46,8 @@ class Generation {
           turn_, SessionTurn::Begin({.session_id = request_.session.value(),
                                      .turn_id = DrawName(state_.random, "turn-"),
                                      .record = record_,
-                                     .model_fingerprint = model_->fingerprint()},
+                                     .model_fingerprint = model_->fingerprint(),
+                                     .lease = Lease()},
                                     &state_.manager, &state_.running_turns));
     }
     return Run(/*first_index=*/0);
@@ -74,6 +75,12 @@ class Generation {
     KVIST_RETURN_IF_ERROR(ValidateRequest(request_));
     KVIST_ASSIGN_OR_RETURN(model_, state_.directory.FindModel(request_.model));
     return ValidateForModel(request_, model_->limits());
+  }
+
+  // Until the turn is over and saved at the latest.
+  std::chrono::milliseconds Lease() const {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - admitted_at_) +
+           kMaxSaveWait * 2;
   }
 
   absl::Status Run(int64_t first_index) {

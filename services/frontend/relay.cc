@@ -221,6 +221,8 @@ class Relay {
         EndWith(reason, absl::OkStatus());
         return End::kOver;
       }
+      // Nobody here cancelled: the session was deleted, by way of another frontend.
+      if (reason == v1::CANCELLED) return ClientGone();
       if (reason == v1::DEADLINE) {
         EndWith(v1::DEADLINE, absl::DeadlineExceededError("the deadline passed"));
         return End::kOver;

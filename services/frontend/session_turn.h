@@ -2,6 +2,7 @@
 #ifndef KVIST_SERVICES_FRONTEND_SESSION_TURN_H_
 #define KVIST_SERVICES_FRONTEND_SESSION_TURN_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -25,6 +26,7 @@ class SessionTurn {
     std::string turn_id;
     v1::GenerateRequest record;
     std::string model_fingerprint;
+    std::chrono::milliseconds lease{0};  // after it the session is free again, if this frontend has died
   };
   // NOT_FOUND: no such session. ABORTED: another turn is open. FAILED_PRECONDITION: begun with another model. UNAVAILABLE
   // (kNoManager). OUT_OF_RANGE: the record is larger than 4 MiB.
