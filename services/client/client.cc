@@ -63,7 +63,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& endpo
                                                         milliseconds timeout) {
   KVIST_RETURN_IF_ERROR(ParseHostPort(endpoint, "--endpoint").status());
   std::shared_ptr<grpc::Channel> channel = ConnectTo(endpoint);
-  // Nobody listening is known after the first try; waiting for the whole timeout would only be slow.
+  // Nobody listening is known after the first try; waiting for the whole timeout would only be
+  // slow.
   const auto until = std::chrono::system_clock::now() + timeout;
   grpc_connectivity_state state = channel->GetState(/*try_to_connect=*/true);
   while (state != GRPC_CHANNEL_READY) {
@@ -179,9 +180,8 @@ absl::StatusOr<std::vector<v1::SessionMemory>> Client::SessionMemoryOf(const std
   request.set_session_id(id);
   request.set_page_size(kPageSize);
   do {
-    KVIST_ASSIGN_OR_RETURN(
-        const v1::GetSessionMemoryResponse page,
-        Call(*manager_, &v1::CacheManager::Stub::GetSessionMemory, request));
+    KVIST_ASSIGN_OR_RETURN(const v1::GetSessionMemoryResponse page,
+                           Call(*manager_, &v1::CacheManager::Stub::GetSessionMemory, request));
     sessions.insert(sessions.end(), page.sessions().begin(), page.sessions().end());
     request.set_page_token(page.next_page_token());
   } while (!request.page_token().empty());
@@ -217,7 +217,8 @@ std::string AdviceFor(const absl::Status& status) {
   switch (details.reason) {
     case ErrorReason::kQuota:
     case ErrorReason::kOverload:
-      return absl::StrCat("Try again in ", std::max<int64_t>(1, details.retry_after_ms / 1000), " s.");
+      return absl::StrCat("Try again in ", std::max<int64_t>(1, details.retry_after_ms / 1000),
+                          " s.");
     case ErrorReason::kNoWorker:
       return "Start a worker (kvist worker --model FILE), or wait until one has loaded its model.";
     case ErrorReason::kDraining:

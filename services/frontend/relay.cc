@@ -54,7 +54,7 @@ class Relay {
       }
       fruitless_ = before == result_.generated.size() ? fruitless_ + (taken_ ? 1 : 0) : 0;
       if (fruitless_ >= options_.max_fruitless_attempts) {
-        Fail(Lost(absl::StrCat("lost by ", fruitless_, " workers")));
+        Fail(Lost());
         return std::move(result_);
       }
     }
@@ -90,11 +90,10 @@ class Relay {
   }
   void Fail(absl::Status status) { EndWith(v1::ERROR, std::move(status)); }
 
-  // A status that tells where to resume.
-  absl::Status Lost(const std::string& why) const {
-    return WithDetails(
-        absl::AbortedError(absl::StrCat("the worker was lost and no other could go on: ", why)),
-        {.resume_index = static_cast<int64_t>(result_.generated.size())});
+  // A status that tells where to resume. What happened behind (addresses, other processes) is for the log.
+  absl::Status Lost() const {
+    return WithDetails(absl::AbortedError("the worker was lost and no other could go on"),
+                       {.resume_index = static_cast<int64_t>(result_.generated.size())});
   }
 
   // No worker beside those that failed: they may come back, or others come. false: no longer; the result is filled.
@@ -108,7 +107,7 @@ class Relay {
       return false;
     }
     if (clock_.Now() - last_news_ > patience) {
-      Fail(begun ? Lost(std::string(last_error_.message())) : none);
+      Fail(begun ? Lost() : none);
       return false;
     }
     failed_.clear();

@@ -53,9 +53,9 @@ class ProcessesTest : public ::testing::Test {
               ("kvist-processes-" + std::to_string(getpid()));
     std::filesystem::create_directories(folder_);
     manager_ = StartManager("127.0.0.1:0");
-    worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"), "--cache-manager",
-                     manager_.grpc, "--grpc", "127.0.0.1:0", "--threads", "1", "--kernels", "scalar",
-                     "--kv-memory", "16MB", "--id", "w"});
+    worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"),
+                     "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0", "--threads", "1",
+                     "--kernels", "scalar", "--kv-memory", "16MB", "--id", "w"});
     frontend_ = Start({"frontend", "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0"});
     client_ = Client::Connect(frontend_.grpc, std::chrono::seconds(10)).value();
     ASSERT_TRUE(Until([&] {
@@ -88,8 +88,7 @@ class ProcessesTest : public ::testing::Test {
 
   bool MirrorIsExact() const {
     const auto stats = client_->GetStats();
-    return stats.ok() && stats->workers_size() == 1 &&
-           stats->workers(0).confidence() == v1::EXACT;
+    return stats.ok() && stats->workers_size() == 1 && stats->workers(0).confidence() == v1::EXACT;
   }
   int64_t MirroredBlocks() const {
     const auto stats = client_->GetStats();
@@ -161,9 +160,9 @@ TEST_F(ProcessesTest, WorkerKilledAndStartedAgainTakesTheRequestUpAgain) {
   const bool begun = Until([&] { return tokens > 2; });
   worker_.process->Kill(SIGKILL);
   EXPECT_EQ(worker_.process->WaitForExit(10), 128 + SIGKILL);
-  worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"), "--cache-manager",
-                   manager_.grpc, "--grpc", worker_.grpc, "--threads", "1", "--kernels", "scalar",
-                   "--kv-memory", "16MB", "--id", "w"});
+  worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"),
+                   "--cache-manager", manager_.grpc, "--grpc", worker_.grpc, "--threads", "1",
+                   "--kernels", "scalar", "--kv-memory", "16MB", "--id", "w"});
   stream.join();
   ASSERT_TRUE(begun);
   ASSERT_TRUE(status.ok()) << status;

@@ -1,4 +1,5 @@
-// All three roles in this process, over real gRPC, with a model that is a hash of the tokens before.
+// All three roles in this process, over real gRPC, with a model that is a hash of the tokens
+// before.
 #ifndef KVIST_TESTS_INTEGRATION_ROLE_CLUSTER_H_
 #define KVIST_TESTS_INTEGRATION_ROLE_CLUSTER_H_
 
@@ -47,7 +48,8 @@ class Pace {
   int step_ms_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// Started in the constructor; any failure ends the test's process. Single-threaded but for its clients.
+// Started in the constructor; any failure ends the test's process. Single-threaded but for its
+// clients.
 class RoleCluster {
  public:
   explicit RoleCluster(const RoleClusterOptions& options = {}) {
@@ -60,7 +62,10 @@ class RoleCluster {
     frontend_options.max_running_requests = options.max_running_requests;
     frontend = FrontendServer::Start(frontend_options).value();
     // Every worker, not only the first.
-    Until([&] { return frontend->WaitUntilReady(std::chrono::seconds(30)) && ReadyWorkers() == options.workers; });
+    Until([&] {
+      return frontend->WaitUntilReady(std::chrono::seconds(30)) &&
+             ReadyWorkers() == options.workers;
+    });
   }
   ~RoleCluster() {
     const std::chrono::milliseconds now{0};

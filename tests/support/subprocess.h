@@ -19,8 +19,10 @@ namespace kvist::testing {
 // One child; killed at the end if it still runs. Single-threaded.
 class Subprocess {
  public:
-  // `environment`: NAME=VALUE added to this process's. Standard input is empty, or `input`'s bytes (a pipe's worth).
-  explicit Subprocess(std::vector<std::string> command, const std::vector<std::string>& environment = {},
+  // `environment`: NAME=VALUE added to this process's. Standard input is empty, or `input`'s bytes
+  // (a pipe's worth).
+  explicit Subprocess(std::vector<std::string> command,
+                      const std::vector<std::string>& environment = {},
                       const std::string& input = "") {
     int in[2];
     if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out_, O_CLOEXEC) != 0 || pipe2(err_, O_CLOEXEC) != 0) {
@@ -61,23 +63,24 @@ class Subprocess {
     if (running()) kill(pid_, signal);
   }
 
-  // Reads on until standard output has a whole line that begins with `prefix`, and returns it; empty if the output
-  // ends or `seconds` pass before.
+  // Reads on until standard output has a whole line that begins with `prefix`, and returns it;
+  // empty if the output ends or `seconds` pass before.
   std::string WaitForLine(const std::string& prefix, int seconds) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
     while (true) {
       for (size_t from = 0; from < output_.size();) {
         const size_t end = output_.find('\n', from);
         if (end == std::string::npos) break;
-        if (output_.compare(from, prefix.size(), prefix) == 0) return output_.substr(from, end - from);
+        if (output_.compare(from, prefix.size(), prefix) == 0)
+          return output_.substr(from, end - from);
         from = end + 1;
       }
       if (std::chrono::steady_clock::now() >= until || !ReadSome(100)) return {};
     }
   }
 
-  // Reads to the end and waits. The exit status; 128 + the signal's number if one ended it; -1 if it was never started or
-  // `seconds` pass (it is killed then).
+  // Reads to the end and waits. The exit status; 128 + the signal's number if one ended it; -1 if
+  // it was never started or `seconds` pass (it is killed then).
   int WaitForExit(int seconds) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
     while (ReadSome(100)) {

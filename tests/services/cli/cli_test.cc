@@ -33,7 +33,8 @@ struct Result {
 class CliTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = std::filesystem::path(::testing::TempDir()) / ("kvist-cli-" + std::to_string(getpid()));
+    folder_ =
+        std::filesystem::path(::testing::TempDir()) / ("kvist-cli-" + std::to_string(getpid()));
     const auto models = folder_ / "kvist" / "models";
     std::filesystem::create_directories(models);
     const auto tiny = std::filesystem::absolute(testing::GoldenPath("tiny/llama_a.Q4_1.gguf"));
@@ -42,8 +43,8 @@ class CliTest : public ::testing::Test {
     }
     server_ = std::make_unique<Subprocess>(
         std::vector<std::string>{KVIST_BINARY, "serve", "--model", "smollm2", "--kv-memory", "16MB",
-                                 "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--threads", "1",
-                                 "--chat-template", "chatml"},
+                                 "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--threads",
+                                 "1", "--chat-template", "chatml"},
         std::vector<std::string>{"XDG_CACHE_HOME=" + folder_.string()});
     ready_ = server_->WaitForLine("kvist ready ", kPatienceSeconds);
     ASSERT_FALSE(ready_.empty()) << server_->errors();
@@ -79,7 +80,8 @@ class CliTest : public ::testing::Test {
   }
   static void ExpectMembers(const json& object, const std::vector<std::string>& names) {
     ASSERT_TRUE(object.is_object()) << object;
-    for (const std::string& name : names) EXPECT_TRUE(object.contains(name)) << name << " in " << object;
+    for (const std::string& name : names)
+      EXPECT_TRUE(object.contains(name)) << name << " in " << object;
   }
 
   static std::filesystem::path folder_;
@@ -96,9 +98,10 @@ TEST_F(CliTest, ReadyLineNamesAddresses) {
 }
 
 TEST_F(CliTest, GenerateHasTheMembersOfTheContract) {
-  const json result = JsonOf({"generate", "The red cat was", "--max-new-tokens", "8", "--ignore-eos"});
-  ExpectMembers(result, {"text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens", "timings",
-                         "worker", "session"});
+  const json result =
+      JsonOf({"generate", "The red cat was", "--max-new-tokens", "8", "--ignore-eos"});
+  ExpectMembers(result, {"text", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens",
+                         "timings", "worker", "session"});
   ExpectMembers(result["timings"], {"time_to_first_token_ms", "prefill_tokens_per_second",
                                     "decode_tokens_per_second"});
   EXPECT_EQ(result["token_ids"].size(), 8u);
@@ -106,7 +109,8 @@ TEST_F(CliTest, GenerateHasTheMembersOfTheContract) {
 }
 
 TEST_F(CliTest, CacheKindDoesNotChangeTheTokens) {
-  const std::vector<std::string> command = {"generate", "The red cat was", "--max-new-tokens", "20"};
+  const std::vector<std::string> command = {"generate", "The red cat was", "--max-new-tokens",
+                                            "20"};
   std::vector<std::string> without = command;
   without.insert(without.end(), {"--cache", "none"});
   EXPECT_EQ(JsonOf(command)["token_ids"], JsonOf(without)["token_ids"]);
@@ -119,7 +123,8 @@ TEST_F(CliTest, GenerateReadsStandardInputAndStreamsText) {
 }
 
 TEST_F(CliTest, LogprobsAreInTheJson) {
-  const json result = JsonOf({"generate", "The", "--max-new-tokens", "3", "--logprobs", "2", "--ignore-eos"});
+  const json result =
+      JsonOf({"generate", "The", "--max-new-tokens", "3", "--logprobs", "2", "--ignore-eos"});
   ASSERT_EQ(result["logprobs"].size(), 3u);
   EXPECT_EQ(result["logprobs"][0]["top"].size(), 2u);
   EXPECT_EQ(result["logprobs"][0]["top"][0]["id"], result["logprobs"][0]["id"]);  // greedy
@@ -133,8 +138,8 @@ TEST_F(CliTest, TokenizeHasTheMembersOfTheContract) {
 
 TEST_F(CliTest, ScoreHasTheMembersOfTheContractAndWritesLogits) {
   const std::string logits = (folder_ / "logits").string();
-  const json result = JsonOf({"score", "--ids", "1,2,3,4", "--model", "smollm2", "--top", "5", "--logits-out",
-                              logits});
+  const json result = JsonOf(
+      {"score", "--ids", "1,2,3,4", "--model", "smollm2", "--top", "5", "--logits-out", logits});
   ExpectMembers(result, {"top", "tokens", "perplexity"});
   EXPECT_EQ(result["tokens"], 4);
   ASSERT_EQ(result["top"].size(), 5u);
@@ -142,7 +147,8 @@ TEST_F(CliTest, ScoreHasTheMembersOfTheContractAndWritesLogits) {
   ASSERT_EQ(std::filesystem::file_size(logits), 4u * 300 * sizeof(float));
   std::ifstream file(logits, std::ios::binary);
   std::vector<float> rows(4 * 300);
-  file.read(reinterpret_cast<char*>(rows.data()), static_cast<std::streamsize>(rows.size() * sizeof(float)));
+  file.read(reinterpret_cast<char*>(rows.data()),
+            static_cast<std::streamsize>(rows.size() * sizeof(float)));
   // The written rows say the same as the JSON.
   const float* last = rows.data() + 3 * 300;
   EXPECT_EQ(std::max_element(last, last + 300) - last, result["top"][0]["id"].get<int>());
@@ -152,13 +158,16 @@ TEST_F(CliTest, ScoreHasTheMembersOfTheContractAndWritesLogits) {
     for (int v = 0; v < 300; ++v) sum += std::exp(rows[i * 300 + v]);
     negative += std::log(sum) - rows[i * 300 + i + 2];
   }
-  EXPECT_NEAR(result["perplexity"].get<double>(), std::exp(negative / 3), 1e-3 * std::exp(negative / 3));
+  EXPECT_NEAR(result["perplexity"].get<double>(), std::exp(negative / 3),
+              1e-3 * std::exp(negative / 3));
 }
 
 TEST_F(CliTest, BenchEngineHasTheMembersOfTheContract) {
-  const json result = JsonOf({"bench", "engine", "--model", "smollm2", "--threads", "1", "--prompt", "32", "--new",
-                              "4", "--batch", "2", "--depth", "16", "--rounds", "2"});
-  ExpectMembers(result, {"prefill_tokens_per_second", "decode_tokens_per_second", "limit", "cpu", "kernels"});
+  const json result =
+      JsonOf({"bench", "engine", "--model", "smollm2", "--threads", "1", "--prompt", "32", "--new",
+              "4", "--batch", "2", "--depth", "16", "--rounds", "2"});
+  ExpectMembers(
+      result, {"prefill_tokens_per_second", "decode_tokens_per_second", "limit", "cpu", "kernels"});
   ExpectMembers(result["limit"], {"memory_bandwidth_bytes_per_second", "int8_macs_per_second"});
   EXPECT_GT(result["decode_tokens_per_second"].get<double>(), 0);
   EXPECT_LE(result["prefill"]["min"].get<double>(), result["prefill"]["max"].get<double>());
@@ -167,7 +176,9 @@ TEST_F(CliTest, BenchEngineHasTheMembersOfTheContract) {
 TEST_F(CliTest, SessionsAreMadeShownAndErased) {
   EXPECT_EQ(JsonOf({"sessions", "create", "kitchen"})["session"], "kitchen");
   EXPECT_EQ(Kvist({"sessions", "create", "kitchen"}).exit_code, 4);
-  EXPECT_EQ(Kvist({"generate", "The red cat was", "--session", "kitchen", "--max-new-tokens", "20"}).exit_code, 0);
+  EXPECT_EQ(Kvist({"generate", "The red cat was", "--session", "kitchen", "--max-new-tokens", "20"})
+                .exit_code,
+            0);
   const json shown = JsonOf({"sessions", "kitchen"});
   ExpectMembers(shown, {"session", "phase", "tokens", "blocks", "shared_bytes", "exclusive_bytes"});
   EXPECT_GT(shown["tokens"].get<int>(), 20);
@@ -182,7 +193,9 @@ TEST_F(CliTest, SessionsAreMadeShownAndErased) {
 }
 
 TEST_F(CliTest, BlocksShowsWorkersAndTheirBlocks) {
-  EXPECT_EQ(Kvist({"generate", "one two three four five six seven eight", "--max-new-tokens", "20"}).exit_code, 0);
+  EXPECT_EQ(Kvist({"generate", "one two three four five six seven eight", "--max-new-tokens", "20"})
+                .exit_code,
+            0);
   const json all = JsonOf({"blocks"});
   ExpectMembers(all, {"workers", "blocks", "bytes", "shared_bytes", "evictions_by_cause"});
   ASSERT_EQ(all["workers"].size(), 1u);
@@ -193,8 +206,8 @@ TEST_F(CliTest, BlocksShowsWorkersAndTheirBlocks) {
 }
 
 TEST_F(CliTest, ChatReadsAPipeAndRemembers) {
-  const Result result =
-      Kvist({"chat", "--session", "pipe", "--max-new-tokens", "4", "--seed", "1"}, "/help\n/reset\n/exit\nnever\n");
+  const Result result = Kvist({"chat", "--session", "pipe", "--max-new-tokens", "4", "--seed", "1"},
+                              "/help\n/reset\n/exit\nnever\n");
   EXPECT_EQ(result.exit_code, 0) << result.errors;
   EXPECT_NE(result.errors.find("kvist chat --session pipe"), std::string::npos);
 }
@@ -226,14 +239,19 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
       {{"tokenize", "--model", "smollm2"}, 2, "text"},
       {{"score", "--ids", "1,999", "--model", "smollm2"}, 2, "999"},
       {{"score", "--ids", "1", "--model", "smollm2", "--kernels", "quantum"}, 2, "kernels"},
-      {{"serve", "--model", "/does/not/exist.gguf", "--grpc", "127.0.0.1:0", "--metrics", ""}, 2, "exist"},
+      {{"serve", "--model", "/does/not/exist.gguf", "--grpc", "127.0.0.1:0", "--metrics", ""},
+       2,
+       "exist"},
       {{"serve", "--model", "smollm2", "--grpc", "0.0.0.0:0", "--metrics", ""}, 2, "insecure"},
-      {{"worker", "--model", "smollm2", "--kv-formats", "q3", "--grpc", "127.0.0.1:0"}, 2, "kv-formats"},
+      {{"worker", "--model", "smollm2", "--kv-formats", "q3", "--grpc", "127.0.0.1:0"},
+       2,
+       "kv-formats"},
       {{"--log-level", "loud", "version"}, 2, "log-level"},
   };
   for (const ExitRow& row : rows) {
     const Result result = Kvist(row.arguments);
-    const std::string name = row.arguments.empty() ? "" : row.arguments[0] + " " + row.arguments.back();
+    const std::string name =
+        row.arguments.empty() ? "" : row.arguments[0] + " " + row.arguments.back();
     EXPECT_EQ(result.exit_code, row.exit_code) << name << ": " << result.errors;
     EXPECT_NE(result.errors.find(row.says), std::string::npos) << name << ": " << result.errors;
     EXPECT_EQ(result.output.find('{'), std::string::npos) << name << ": " << result.output;
@@ -241,7 +259,8 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
 }
 
 TEST_F(CliTest, PortInUseIsNamed) {
-  const Result result = Kvist({"cache-manager", "--grpc", ReadyValue(ready_, "grpc"), "--metrics", ""});
+  const Result result =
+      Kvist({"cache-manager", "--grpc", ReadyValue(ready_, "grpc"), "--metrics", ""});
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_NE(result.errors.find("in use"), std::string::npos) << result.errors;
 }
@@ -251,9 +270,10 @@ TEST_F(CliTest, CompletionIsBashThatKnowsTheCommands) {
   EXPECT_EQ(script.exit_code, 0);
   const std::string file = (folder_ / "completion.bash").string();
   std::ofstream(file) << script.output;
-  const std::string ask = "source " + file +
-                          "; COMP_WORDS=(kvist sessions de); COMP_CWORD=2; _kvist; echo ${COMPREPLY[@]};"
-                          " COMP_WORDS=(kvist generate --max); COMP_CWORD=2; _kvist; echo ${COMPREPLY[@]}";
+  const std::string ask =
+      "source " + file +
+      "; COMP_WORDS=(kvist sessions de); COMP_CWORD=2; _kvist; echo ${COMPREPLY[@]};"
+      " COMP_WORDS=(kvist generate --max); COMP_CWORD=2; _kvist; echo ${COMPREPLY[@]}";
   Subprocess bash({"bash", "-euc", ask});
   EXPECT_EQ(bash.WaitForExit(kPatienceSeconds), 0) << bash.errors();
   EXPECT_EQ(bash.output(), "delete\n--max-new-tokens\n");
@@ -265,16 +285,24 @@ std::vector<std::string> ExamplesOf(const std::string& help) {
   std::istringstream lines(help.substr(std::min(help.find("Examples:"), help.size())));
   std::string line;
   while (std::getline(lines, line)) {
-    if (line.starts_with("  ") && line.find("kvist ") != std::string::npos) examples.push_back(line.substr(2));
+    if (line.starts_with("  ") && line.find("kvist ") != std::string::npos)
+      examples.push_back(line.substr(2));
   }
   return examples;
 }
 
 TEST_F(CliTest, ExamplesOfEveryHelpRun) {
-  const std::vector<std::vector<std::string>> commands = {
-      {"generate"}, {"sessions"}, {"sessions", "create"}, {"sessions", "get"}, {"sessions", "reset"},
-      {"sessions", "truncate"}, {"sessions", "delete"}, {"blocks"}, {"tokenize"}, {"score"},
-      {"version"}};
+  const std::vector<std::vector<std::string>> commands = {{"generate"},
+                                                          {"sessions"},
+                                                          {"sessions", "create"},
+                                                          {"sessions", "get"},
+                                                          {"sessions", "reset"},
+                                                          {"sessions", "truncate"},
+                                                          {"sessions", "delete"},
+                                                          {"blocks"},
+                                                          {"tokenize"},
+                                                          {"score"},
+                                                          {"version"}};
   EXPECT_EQ(Kvist({"sessions", "create", "kitchen2"}).exit_code, 0);
   std::ofstream(folder_ / "story.txt") << "once";
   const std::string path = std::filesystem::path(KVIST_BINARY).parent_path().string();
@@ -286,8 +314,9 @@ TEST_F(CliTest, ExamplesOfEveryHelpRun) {
     EXPECT_FALSE(examples.empty()) << command[0] << ": " << help.output;
     for (const std::string& example : examples) {
       // The tiny model has no chat tokens: that example may be refused, but must be understood.
-      Subprocess bash({"bash", "-c", "cd " + folder_.string() + " && PATH=" + path + ":$PATH && " + example},
-                      Environment());
+      Subprocess bash(
+          {"bash", "-c", "cd " + folder_.string() + " && PATH=" + path + ":$PATH && " + example},
+          Environment());
       const int code = bash.WaitForExit(kPatienceSeconds);
       EXPECT_TRUE(code == 0 || code == 4) << example << ": " << code << ": " << bash.errors();
     }
@@ -295,8 +324,9 @@ TEST_F(CliTest, ExamplesOfEveryHelpRun) {
 }
 
 TEST_F(CliTest, EveryCommandHasHelpWithExamples) {
-  for (const char* command : {"serve", "frontend", "cache-manager", "worker", "generate", "chat", "sessions",
-                              "blocks", "tokenize", "score", "bench", "completion", "version"}) {
+  for (const char* command :
+       {"serve", "frontend", "cache-manager", "worker", "generate", "chat", "sessions", "blocks",
+        "tokenize", "score", "bench", "completion", "version"}) {
     const Result help = Kvist({command, "--help"});
     EXPECT_EQ(help.exit_code, 0) << command;
     EXPECT_FALSE(ExamplesOf(help.output).empty()) << command;

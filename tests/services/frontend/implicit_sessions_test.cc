@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace kvist::services {
 namespace {
 
@@ -152,18 +154,20 @@ TEST(ImplicitSessionsTest, RandomConversationsAgreeWithTheNaiveModel) {
       running.erase(running.begin() + static_cast<int64_t>(i));
       words.push_back(static_cast<int32_t>(random() % 4));
       naive.End(number, words);
-      sessions.End(SessionId("s" + std::to_string(number)), Chain(words));
+      sessions.End(SessionId(absl::StrCat("s", number)), Chain(words));
       told.push_back(words);
     } else {
       std::vector<int32_t> words = told[random() % told.size()];
       if (words.size() > 8) words.resize(2);
       words.push_back(static_cast<int32_t>(random() % 4));
       const int number = naive.Begin(words);
-      ASSERT_EQ(sessions.Begin(Chain(words)), SessionId("s" + std::to_string(number)));
+      ASSERT_EQ(sessions.Begin(Chain(words)), SessionId(absl::StrCat("s", number)));
       continued += number < static_cast<int>(sessions.size()) - 1 ? 1 : 0;
       running.emplace_back(number, words);
     }
-    if (round % 50 == 0) ASSERT_TRUE(sessions.CheckInvariants().ok());
+    if (round % 50 == 0) {
+      ASSERT_TRUE(sessions.CheckInvariants().ok());
+    }
   }
   EXPECT_GT(continued, 20);
 }

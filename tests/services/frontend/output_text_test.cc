@@ -111,7 +111,7 @@ TEST(OutputTextTest, RandomTokensAgreeWithCuttingTheWholeText) {
     std::vector<std::string> stops(random() % 3);
     for (std::string& stop : stops) {
       for (size_t i = 0; i < 1 + random() % 4; ++i) stop += static_cast<char>('a' + random() % 3);
-      if (stop.empty()) stop = "c";
+      if (stop.empty()) stop.assign(1, 'c');
     }
     const Shown plain = Show(*tokenizer, ids, {});
     EXPECT_EQ(plain.ids, ids);
