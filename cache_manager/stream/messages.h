@@ -69,7 +69,8 @@ struct ResyncRequest {
 };
 // Evicts what is unreferenced of exactly one of: keys in `pool`, a session's chains in every pool
 // (blocks that others continue stay), or up to `blocks` of `pool` in the policy's order. Idempotent
-// by request id.
+// by request id. `release`, with a session: it was deleted, so it is forgotten as well, and the
+// cause is closed.
 struct EvictCommand {
   Incarnation incarnation;  // the worker's life that is meant
   uint64_t intent_version = 0;
@@ -77,6 +78,7 @@ struct EvictCommand {
   PoolIndex pool = 0;
   std::vector<BlockKey> keys;
   SessionId session;
+  bool release = false;
   uint32_t blocks = 0;
 };
 using ManagerMessage = std::variant<Welcome, ResyncRequest, EvictCommand>;

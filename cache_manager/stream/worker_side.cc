@@ -85,7 +85,7 @@ CommandOutcome WorkerSide::Execute(const EvictCommand& command) {
 CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
   CommandOutcome outcome{.request = command.request};
   if (!command.session.empty()) {
-    EvictSession(command.session, outcome);
+    EvictSession(command, outcome);
   } else if (command.pool >= sources_.pools.size()) {
     outcome.result = CommandResult::kRefused;
     outcome.reason = "no such pool";
@@ -108,15 +108,21 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
 }
 
 // From the tails on, so that only blocks go that nothing continues.
-void WorkerSide::EvictSession(const SessionId& session, CommandOutcome& outcome) {
+void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outcome) {
+  const EvictionCause cause =
+      command.release ? EvictionCause::kClosed : EvictionCause::kCommand;
   for (size_t i = 0; i < sources_.pools.size(); ++i) {
     BlockPool& pool = *sources_.pools[i];
-    const auto chain = sources_.sessions->Chain(session, static_cast<PoolIndex>(i));
+    const auto chain = sources_.sessions->Chain(command.session, static_cast<PoolIndex>(i));
     for (size_t k = chain.size(); k-- > 0;) {
-      if (pool.Evict(chain[k], EvictionCause::kCommand)) ++outcome.evicted_blocks;
-      else if (pool.Contains(chain[k])) ++outcome.left_blocks;
+      if (pool.Evict(chain[k], cause)) {
+        ++outcome.evicted_blocks;
+      } else if (pool.Contains(chain[k])) {
+        ++outcome.left_blocks;
+      }
     }
   }
+  if (command.release) sources_.sessions->Release(command.session);
 }
 
 void WorkerSide::Remember(const CommandOutcome& outcome) {
@@ -164,6 +170,11 @@ std::vector<WorkerMessage> WorkerSide::Poll(int64_t now_ms, const WorkerLoad& lo
     last_heartbeat_ms_ = now_ms;
   }
   return out;
+}
+
+bool WorkerSide::has_more() const {
+  return connected_ &&
+         (sources_.log->waiting() > 0 || !outcomes_.empty() || snapshot_.has_value());
 }
 
 }  // namespace kvist::cache_manager

@@ -7,12 +7,14 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/base/clock.h"
 #include "services/runtime/role_server.h"
 
 namespace kvist::services {
 
 struct CacheManagerServerOptions {
   std::string data_dir;      // the embedded session store; empty: in memory only, gone at exit
+  const Clock* clock = nullptr;  // outlives the server; null: the machine's
   RoleServerOptions server;
 };
 
@@ -23,6 +25,7 @@ class CacheManagerServer {
   static absl::StatusOr<std::unique_ptr<CacheManagerServer>> Start(const CacheManagerServerOptions& options);
   virtual ~CacheManagerServer() = default;
   virtual RoleServer& server() = 0;
+  // Readiness off, worker streams end, other calls end or are cancelled after `grace`. Idempotent.
   virtual void Shutdown(std::chrono::milliseconds grace) = 0;
 };
 

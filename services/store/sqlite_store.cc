@@ -240,7 +240,7 @@ absl::Status SqliteStore::Create(const StoredSession& session) {
                                                                  " sessions, its limit")),
                        {.reason = ErrorReason::kOverload});
   }
-  KVIST_RETURN_IF_ERROR(Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
+  const absl::Status status = Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
     if (SummarizeLocked(session.record.id).ok()) {
       return absl::AlreadyExistsError(absl::StrCat("session '", session.record.id.value(), "' exists"));
     }
@@ -250,9 +250,9 @@ absl::Status SqliteStore::Create(const StoredSession& session) {
     statements_.insert_history->BindText(1, session.record.id.value());
     statements_.insert_history->BindBlob(2, BytesOf(session.record.token_ids));
     return statements_.insert_history->Run();
-  }));
-  ++count_;
-  return absl::OkStatus();
+  });
+  if (status.ok()) ++count_;
+  return status;
 }
 
 absl::StatusOr<SessionStore::Summary> SqliteStore::SummarizeLocked(const SessionId& id) {
@@ -354,7 +354,7 @@ absl::StatusOr<std::vector<SessionStore::Summary>> SqliteStore::List(const Sessi
 absl::StatusOr<std::vector<SessionId>> SqliteStore::DeleteExpired(int64_t now_wall_ms, size_t limit) {
   MutexLock lock(mutex_);
   std::vector<SessionId> ids;
-  KVIST_RETURN_IF_ERROR(Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
+  const absl::Status status = Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
     {
       const StatementReset reset(*statements_.expired);
       statements_.expired->Bind(1, now_wall_ms);
@@ -367,7 +367,8 @@ absl::StatusOr<std::vector<SessionId>> SqliteStore::DeleteExpired(int64_t now_wa
     }
     for (const SessionId& id : ids) KVIST_RETURN_IF_ERROR(EraseLocked(id).status());
     return absl::OkStatus();
-  }));
+  });
+  KVIST_RETURN_IF_ERROR(status);
   count_ -= static_cast<int64_t>(ids.size());
   if (!ids.empty()) KVIST_RETURN_IF_ERROR(EmptyLog());
   return ids;

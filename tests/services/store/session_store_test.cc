@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "cache_manager/limits.h"
 
 namespace kvist::services {
@@ -185,7 +186,7 @@ TEST_P(SessionStoreTest, ExpiryFollowsTheLastUseAndSparesOpenTurns) {
 
 TEST_P(SessionStoreTest, ExpiryStopsAtItsLimit) {
   for (int i = 0; i < 5; ++i) {
-    StoredSession session = Session("s" + std::to_string(i));
+    StoredSession session = Session(absl::StrCat("s", i));
     session.record.time_to_live_ms = 1;
     ASSERT_TRUE(store_->Create(session).ok());
   }
@@ -216,7 +217,7 @@ TEST_P(SessionStoreTest, RandomOperationsAgreeWithAMap) {
   std::map<std::string, StoredSession> model;
   std::mt19937 random(7);
   for (int step = 0; step < 600; ++step) {
-    const std::string id = "s" + std::to_string(random() % 12);
+    const std::string id = absl::StrCat("s", random() % 12);
     const auto known = model.find(id);
     StoredSession next = Session(id, std::vector<int32_t>(random() % 20, static_cast<int32_t>(step)));
     next.record.version = static_cast<uint64_t>(step) + 1;
@@ -261,7 +262,7 @@ INSTANTIATE_TEST_SUITE_P(
                                    [](const std::string&, int64_t max_sessions) {
                                      return OpenSqliteStore({"", max_sessions});
                                    }}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& row) { return row.param.name; });
 
 }  // namespace
 }  // namespace kvist::services

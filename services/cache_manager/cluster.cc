@@ -1,0 +1,389 @@
+#include "services/cache_manager/cluster.h"
+
+#include <algorithm>
+#include <array>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "cache_manager/accounting.h"
+#include "cache_manager/limits.h"
+#include "common/base/status.h"
+#include "services/cache_manager/answers.h"
+#include "services/cache_manager/limits.h"
+#include "services/runtime/id_syntax.h"
+
+namespace kvist::services {
+namespace {
+
+namespace cm = ::kvist::cache_manager;
+
+// The command without its request id. INVALID_ARGUMENT with the field named.
+absl::StatusOr<cm::EvictCommand> CommandOf(const v1::EvictRequest& request) {
+  cm::EvictCommand command;
+  switch (request.what_case()) {
+    case v1::EvictRequest::kSession:
+      KVIST_RETURN_IF_ERROR(
+          CheckId("session.session_id", request.session().session_id(), EmptyId::kRefused));
+      if (request.session().release()) {
+        return InvalidField("session.release", "is for deleted sessions: use Delete");
+      }
+      command.session = SessionId(request.session().session_id());
+      return command;
+    case v1::EvictRequest::kKeys: {
+      if (request.keys().pool() >= cm::kMaxPoolsPerWorker) return InvalidField("keys.pool", "no such pool");
+      command.pool = static_cast<cm::PoolIndex>(request.keys().pool());
+      KVIST_ASSIGN_OR_RETURN(command.keys, KeysFromBytes("keys.keys", request.keys().keys(),
+                                                         cm::kMaxKeysPerCommand));
+      if (command.keys.empty()) return InvalidField("keys.keys", "must not be empty");
+      return command;
+    }
+    case v1::EvictRequest::kCount:
+      if (request.count().pool() >= cm::kMaxPoolsPerWorker) return InvalidField("count.pool", "no such pool");
+      if (request.count().blocks() < 1 ||
+          static_cast<uint32_t>(request.count().blocks()) > cm::kMaxBlocksPerPool) {
+        return InvalidField("count.blocks", absl::StrCat("must be 1 .. ", cm::kMaxBlocksPerPool));
+      }
+      command.pool = static_cast<cm::PoolIndex>(request.count().pool());
+      command.blocks = static_cast<uint32_t>(request.count().blocks());
+      return command;
+    case v1::EvictRequest::WHAT_NOT_SET: break;
+  }
+  return InvalidField("what", "must be session, keys or count");
+}
+
+}  // namespace
+
+Cluster::Cluster(const Options& options) : options_(options), side_(&index_) {}
+
+int64_t Cluster::NowMs() const {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             options_.clock->Now().time_since_epoch())
+      .count();
+}
+
+absl::StatusOr<cm::ConnectionId> Cluster::Open(std::shared_ptr<WorkerConnection> connection) {
+  MutexLock lock(mutex_);
+  if (connections_.size() >= kMaxWorkerStreams) {
+    return Overloaded("the manager has as many worker streams as it may", 1'000);
+  }
+  const cm::ConnectionId id = next_connection_++;
+  connections_[id] = std::move(connection);
+  return id;
+}
+
+absl::Status Cluster::Receive(cm::ConnectionId id, const v1::WorkerMessage& message) {
+  auto plain = FromProto(message);
+  WorkerDescription description;
+  absl::Status status = plain.status();
+  if (status.ok() && message.has_hello()) {
+    auto described = DescriptionFromProto(message.hello());
+    status = described.status();
+    if (status.ok()) description = *std::move(described);
+  }
+  MutexLock lock(mutex_);
+  if (status.ok()) {
+    if (message.has_events()) {
+      options_.metrics->mirror_events_total.Increment(message.events().events_size());
+      for (const v1::Event& event : message.events().events()) {
+        if (event.has_evicted()) {
+          options_.metrics->mirror_evictions_total[event.evicted().cause()]->Increment();
+        }
+      }
+    }
+    status = side_.Receive(id, *std::move(plain), NowMs());
+    if (status.ok() && message.has_hello()) {
+      descriptions_[WorkerId(message.hello().worker_id())] = std::move(description);
+    }
+  } else {
+    side_.Closed(id, /*refused=*/false);
+  }
+  if (!status.ok()) connections_.erase(id);
+  Dispatch();
+  return status;
+}
+
+void Cluster::Closed(cm::ConnectionId id) {
+  MutexLock lock(mutex_);
+  connections_.erase(id);
+  side_.Closed(id, /*refused=*/false);
+  Dispatch();
+}
+
+void Cluster::CloseAll(const absl::Status& status) {
+  MutexLock lock(mutex_);
+  for (const auto& [id, connection] : connections_) {
+    side_.Closed(id, /*refused=*/false);
+    connection->Close(status);
+  }
+  connections_.clear();
+}
+
+void Cluster::Dispatch() {
+  for (cm::ManagerSide::Outgoing& outgoing : side_.TakeOutgoing()) {
+    const auto found = connections_.find(outgoing.connection);
+    if (found != connections_.end()) {
+      found->second->Send(ToProto(outgoing.message, options_.manager_id));
+    }
+  }
+  for (const cm::ConnectionId id : side_.TakeClosing()) {
+    const auto found = connections_.find(id);
+    if (found == connections_.end()) continue;
+    found->second->Close(absl::FailedPreconditionError("another connection took this one's place"));
+    connections_.erase(found);
+  }
+  for (cm::ManagerSide::Outcome& outcome : side_.TakeOutcomes()) {
+    OutcomeKey key(outcome.worker, outcome.outcome.request);
+    if (awaited_.contains(key)) outcomes_[std::move(key)] = std::move(outcome.outcome);
+    outcome_came_.NotifyAll();
+  }
+}
+
+void Cluster::Tick(bool recount) {
+  MutexLock lock(mutex_);
+  const int64_t now_ms = NowMs();
+  side_.Tick(now_ms);
+  Dispatch();
+  UpdateMetrics(now_ms, recount);
+}
+
+void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
+  UseOfWorker all;
+  uint64_t resyncs = 0;
+  int connected = 0;
+  for (const cm::WorkerEntry* entry : index_.Workers()) {
+    resyncs += entry->resyncs;
+    connected += entry->connected;
+    options_.metrics->mirror_confidence.Add({{"worker", entry->info.id.value()}})
+        .Set(ToProto(entry->ConfidenceAt(now_ms)));
+    if (!recount) continue;
+    const UseOfWorker use = UseOf(*entry);
+    all.blocks += use.blocks;
+    all.bytes += use.bytes;
+    all.shared_bytes += use.shared_bytes;
+  }
+  options_.metrics->workers_connected.Set(connected);
+  // A worker's entry is made anew with each of its lives, so the sum may fall.
+  if (resyncs > resyncs_counted_) {
+    options_.metrics->mirror_resyncs_total.Increment(static_cast<double>(resyncs - resyncs_counted_));
+  }
+  resyncs_counted_ = resyncs;
+  if (!recount) return;
+  options_.metrics->mirror_blocks.Set(static_cast<double>(all.blocks));
+  options_.metrics->mirror_bytes.Set(static_cast<double>(all.bytes));
+  options_.metrics->mirror_shared_bytes.Set(static_cast<double>(all.shared_bytes));
+}
+
+v1::WorkerInfo Cluster::Info(const cm::WorkerEntry& entry, int64_t now_ms) const {
+  v1::WorkerInfo info = ToProto(entry, now_ms);
+  const auto described = descriptions_.find(entry.info.id);
+  if (described != descriptions_.end()) {
+    info.set_model_name(described->second.model_name);
+    info.set_context_tokens(described->second.context_tokens);
+  }
+  return info;
+}
+
+absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& request) const {
+  KVIST_ASSIGN_OR_RETURN(const auto keys,
+                         KeysFromBytes("keys", request.keys(), cm::kMaxLocateKeys));
+  if (request.block_tokens() < 0) return InvalidField("block_tokens", "must not be negative");
+  MutexLock lock(mutex_);
+  const int64_t now_ms = NowMs();
+  const cm::LocateQuery query{.model_fingerprint = request.model_fingerprint(),
+                              .format = request.kv_format(),
+                              .block_tokens = static_cast<uint32_t>(request.block_tokens()),
+                              .keys = keys};
+  KVIST_ASSIGN_OR_RETURN(const auto matches, index_.Locate(query, now_ms));
+  v1::LocateResponse response;
+  for (const cm::WorkerMatch& match : matches) {
+    const cm::WorkerEntry* entry = index_.Find(match.worker);
+    if (entry == nullptr) continue;
+    v1::WorkerMatch* out = response.add_workers();
+    *out->mutable_worker() = Info(*entry, now_ms);
+    out->set_matched_tokens(match.matched_tokens);
+  }
+  return response;
+}
+
+v1::ListWorkersResponse Cluster::ListWorkers() const {
+  MutexLock lock(mutex_);
+  const int64_t now_ms = NowMs();
+  v1::ListWorkersResponse response;
+  for (const cm::WorkerEntry* entry : index_.Workers()) {
+    if (entry->LivenessAt(now_ms) == cm::Liveness::kLost) continue;
+    *response.add_workers() = Info(*entry, now_ms);
+  }
+  return response;
+}
+
+absl::StatusOr<v1::SessionMemory> Cluster::MemoryLocked(const SessionId& session,
+                                                        int64_t now_ms) const {
+  KVIST_ASSIGN_OR_RETURN(const cm::SessionMemory memory,
+                         cm::MemoryOfSession(index_, session, now_ms));
+  return ToProto(session, memory, index_);
+}
+
+absl::StatusOr<v1::SessionMemory> Cluster::MemoryOf(const SessionId& session) const {
+  MutexLock lock(mutex_);
+  return MemoryLocked(session, NowMs());
+}
+
+absl::StatusOr<v1::GetSessionMemoryResponse> Cluster::MemoryPage(const std::string& after,
+                                                                 int32_t page_size) const {
+  MutexLock lock(mutex_);
+  const int64_t now_ms = NowMs();
+  KVIST_ASSIGN_OR_RETURN(const auto rows,
+                         cm::ListSessions(index_, {.after = SessionId(after),
+                                                   .limit = static_cast<size_t>(page_size)}));
+  v1::GetSessionMemoryResponse response;
+  SessionId last(after);
+  for (const cm::ListedSession& row : rows) {
+    if (row.session == last) continue;  // the same one on another worker
+    last = row.session;
+    KVIST_ASSIGN_OR_RETURN(*response.add_sessions(), MemoryLocked(row.session, now_ms));
+  }
+  if (response.sessions_size() == page_size) response.set_next_page_token(last.value());
+  return response;
+}
+
+absl::StatusOr<v1::ListBlocksResponse> Cluster::BlocksOfSession(
+    const cm::WorkerEntry& entry, const v1::ListBlocksRequest& request) const {
+  v1::ListBlocksResponse response;
+  const auto found = entry.mirror->sessions().find(SessionId(request.session_id()));
+  if (found == entry.mirror->sessions().end()) {
+    return absl::NotFoundError("the worker holds nothing of that session");
+  }
+  KVIST_ASSIGN_OR_RETURN(BlockCursor cursor, ParseChainCursor(request.page_token()));
+  const size_t limit = static_cast<size_t>(request.page_size());
+  for (; cursor.pool < found->second.pools.size(); ++cursor.pool, cursor.index = 0) {
+    const auto& keys = found->second.pools[cursor.pool].keys;
+    const auto& blocks = entry.mirror->blocks(static_cast<cm::PoolIndex>(cursor.pool));
+    for (; cursor.index < keys.size(); ++cursor.index) {
+      if (static_cast<size_t>(response.blocks_size()) == limit) {
+        response.set_next_page_token(absl::StrCat(cursor.pool, ":", cursor.index));
+        return response;
+      }
+      const auto block = blocks.find(keys[cursor.index]);
+      if (block == blocks.end() || !block->second.stored()) continue;
+      *response.add_blocks() = ToProto(static_cast<uint32_t>(cursor.pool), block->first, block->second);
+    }
+  }
+  return response;
+}
+
+absl::StatusOr<v1::ListBlocksResponse> Cluster::ListBlocks(
+    const v1::ListBlocksRequest& request) const {
+  MutexLock lock(mutex_);
+  const cm::WorkerEntry* entry = index_.Find(WorkerId(request.worker_id()));
+  if (entry == nullptr) return absl::NotFoundError("no such worker");
+  if (!request.session_id().empty()) return BlocksOfSession(*entry, request);
+  KVIST_ASSIGN_OR_RETURN(BlockCursor cursor, ParseKeyCursor(request.page_token()));
+  v1::ListBlocksResponse response;
+  const size_t limit = static_cast<size_t>(request.page_size());
+  for (; cursor.pool < entry->mirror->num_pools(); ++cursor.pool, cursor.after = {}) {
+    const size_t room = limit - static_cast<size_t>(response.blocks_size());
+    if (room == 0) {
+      response.set_next_page_token(absl::StrCat(cursor.pool, ":", cursor.after.Hex()));
+      return response;
+    }
+    KVIST_ASSIGN_OR_RETURN(
+        const auto blocks,
+        cm::ListBlocks(index_, {.worker = entry->info.id,
+                                .pool = static_cast<cm::PoolIndex>(cursor.pool),
+                                .after = cursor.after,
+                                .limit = room}));
+    for (const cm::ListedBlock& listed : blocks) {
+      *response.add_blocks() = ToProto(static_cast<uint32_t>(cursor.pool), listed.key, listed.block);
+    }
+    if (blocks.size() == room) {
+      response.set_next_page_token(absl::StrCat(cursor.pool, ":", blocks.back().key.Hex()));
+      return response;
+    }
+  }
+  return response;
+}
+
+v1::GetStatsResponse Cluster::Stats() const {
+  MutexLock lock(mutex_);
+  const int64_t now_ms = NowMs();
+  v1::GetStatsResponse response;
+  response.set_manager_id(options_.manager_id);
+  absl::flat_hash_set<SessionId> sessions;
+  for (const cm::WorkerEntry* entry : index_.Workers()) {
+    if (entry->LivenessAt(now_ms) == cm::Liveness::kLost) continue;
+    *response.add_workers() = Info(*entry, now_ms);
+    for (const auto& [session, held] : entry->mirror->sessions()) sessions.insert(session);
+    const UseOfWorker use = UseOf(*entry);
+    response.set_blocks(response.blocks() + static_cast<int64_t>(use.blocks));
+    response.set_bytes(response.bytes() + static_cast<int64_t>(use.bytes));
+    response.set_shared_bytes(response.shared_bytes() + static_cast<int64_t>(use.shared_bytes));
+  }
+  response.set_sessions_holding_blocks(static_cast<int64_t>(sessions.size()));
+  for (size_t i = 0; i < kEvictionCauses; ++i) {
+    const auto cause = static_cast<cm::EvictionCause>(i);
+    const double count = options_.metrics->mirror_evictions_total[i]->Value();
+    (*response.mutable_evictions_by_cause())[std::string(cm::EvictionCauseName(cause))] =
+        static_cast<int64_t>(count);
+  }
+  response.set_resyncs(static_cast<int64_t>(options_.metrics->mirror_resyncs_total.Value()));
+  response.set_events_applied(static_cast<int64_t>(options_.metrics->mirror_events_total.Value()));
+  return response;
+}
+
+std::vector<WorkerId> Cluster::ConnectedWorkers() const {
+  std::vector<WorkerId> workers;
+  for (const cm::WorkerEntry* entry : index_.Workers()) {
+    if (entry->connected) workers.push_back(entry->info.id);
+  }
+  return workers;
+}
+
+absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request,
+                                                 std::chrono::steady_clock::time_point deadline) {
+  KVIST_ASSIGN_OR_RETURN(cm::EvictCommand command, CommandOf(request));
+  KVIST_RETURN_IF_ERROR(CheckId("request_id", request.request_id(), EmptyId::kAllowed));
+  command.request = RequestId(request.request_id().empty() ? DrawId("evict-") : request.request_id());
+  MutexLock lock(mutex_);
+  std::vector<WorkerId> workers;
+  if (request.worker_id().empty()) {
+    workers = ConnectedWorkers();
+  } else {
+    workers.emplace_back(request.worker_id());
+  }
+  std::vector<OutcomeKey> sent;
+  absl::Status status;
+  for (const WorkerId& worker : workers) {
+    status = side_.Send(worker, command);
+    if (!status.ok()) break;
+    sent.emplace_back(worker, command.request);
+    awaited_.insert(sent.back());
+  }
+  Dispatch();
+  const auto all_came = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return std::all_of(sent.begin(), sent.end(), [&](const OutcomeKey& key)
+                           ABSL_NO_THREAD_SAFETY_ANALYSIS { return outcomes_.contains(key); });
+  };
+  while (!all_came()) {
+    if (!outcome_came_.WaitUntil(mutex_, deadline)) break;
+  }
+  v1::EvictResponse response;
+  for (const OutcomeKey& key : sent) {
+    const auto came = outcomes_.find(key);
+    FillOutcome(key.first, came == outcomes_.end() ? nullptr : &came->second,
+                response.add_outcomes());
+    outcomes_.erase(key);
+    awaited_.erase(key);
+  }
+  if (!status.ok() && sent.empty()) return status;
+  return response;
+}
+
+void Cluster::ReleaseSession(const SessionId& session) {
+  MutexLock lock(mutex_);
+  cm::EvictCommand command{.request = RequestId(DrawId("release-")), .session = session, .release = true};
+  // One that cannot take it has its blocks as cache that nobody continues: the policy's first victims.
+  for (const WorkerId& worker : ConnectedWorkers()) side_.Send(worker, command).IgnoreError();
+  Dispatch();
+}
+
+}  // namespace kvist::services

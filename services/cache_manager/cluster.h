@@ -1,0 +1,105 @@
+// The mirror of all workers behind one lock: what worker streams feed and what lookups read.
+#ifndef KVIST_SERVICES_CACHE_MANAGER_CLUSTER_H_
+#define KVIST_SERVICES_CACHE_MANAGER_CLUSTER_H_
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/statusor.h"
+#include "cache_manager/cluster_index.h"
+#include "cache_manager/stream/manager_side.h"
+#include "common/base/clock.h"
+#include "common/base/mutex.h"
+#include "proto/kvist/v1/cache_manager.pb.h"
+#include "services/runtime/metrics.h"
+#include "services/runtime/stream_wire.h"
+
+namespace kvist::services {
+
+// The manager's end of one worker stream. Called under the cluster's lock: must not block or call back.
+class WorkerConnection {
+ public:
+  virtual ~WorkerConnection() = default;
+  virtual void Send(v1::ManagerMessage message) = 0;
+  // Ends the stream; another took its place.
+  virtual void Close(const absl::Status& status) = 0;
+};
+
+// Thread-safe. Nothing under its lock waits for a disk or the network.
+class Cluster {
+ public:
+  struct Options {
+    std::string manager_id;
+    const Clock* clock = nullptr;       // outlives the cluster
+    ManagerMetrics* metrics = nullptr;  // likewise
+  };
+  explicit Cluster(const Options& options);
+
+  // --- worker streams
+  // RESOURCE_EXHAUSTED beyond kMaxWorkerStreams.
+  absl::StatusOr<cache_manager::ConnectionId> Open(std::shared_ptr<WorkerConnection> connection);
+  // Not OK: end the stream with that status; the connection is forgotten.
+  absl::Status Receive(cache_manager::ConnectionId id, const v1::WorkerMessage& message);
+  // No-op if unknown.
+  void Closed(cache_manager::ConnectionId id);
+  // Ends all streams with `status`.
+  void CloseAll(const absl::Status& status);
+  // Liveness and patience; also brings the metrics up to date. `recount`: those too that cost O(blocks).
+  void Tick(bool recount);
+
+  // --- lookups. Errors: INVALID_ARGUMENT with the field named, NOT_FOUND.
+  absl::StatusOr<v1::LocateResponse> Locate(const v1::LocateRequest& request) const;
+  v1::ListWorkersResponse ListWorkers() const;
+  // NOT_FOUND if no worker holds anything of it.
+  absl::StatusOr<v1::SessionMemory> MemoryOf(const SessionId& session) const;
+  absl::StatusOr<v1::GetSessionMemoryResponse> MemoryPage(const std::string& after,
+                                                          int32_t page_size) const;
+  absl::StatusOr<v1::ListBlocksResponse> ListBlocks(const v1::ListBlocksRequest& request) const;
+  v1::GetStatsResponse Stats() const;
+
+  // --- commands
+  // Sends to one worker or to all connected ones and waits for their outcomes until `deadline`. A worker that does not
+  // answer in time is told as refused with that reason. Errors as ManagerSide::Send.
+  absl::StatusOr<v1::EvictResponse> Evict(const v1::EvictRequest& request,
+                                          std::chrono::steady_clock::time_point deadline);
+  // Tells every connected worker that the session was deleted. Waits for nothing.
+  void ReleaseSession(const SessionId& session);
+
+ private:
+  using OutcomeKey = std::pair<WorkerId, RequestId>;
+
+  int64_t NowMs() const;
+  void Dispatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UpdateMetrics(int64_t now_ms, bool recount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  v1::WorkerInfo Info(const cache_manager::WorkerEntry& entry, int64_t now_ms) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<v1::SessionMemory> MemoryLocked(const SessionId& session, int64_t now_ms) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<v1::ListBlocksResponse> BlocksOfSession(
+      const cache_manager::WorkerEntry& entry, const v1::ListBlocksRequest& request) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<WorkerId> ConnectedWorkers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const Options options_;
+  mutable Mutex mutex_;
+  CondVar outcome_came_;
+  cache_manager::ClusterIndex index_ ABSL_GUARDED_BY(mutex_);
+  cache_manager::ManagerSide side_ ABSL_GUARDED_BY(mutex_);
+  cache_manager::ConnectionId next_connection_ ABSL_GUARDED_BY(mutex_) = 1;
+  absl::flat_hash_map<cache_manager::ConnectionId, std::shared_ptr<WorkerConnection>> connections_
+      ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<WorkerId, WorkerDescription> descriptions_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<OutcomeKey> awaited_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<OutcomeKey, cache_manager::CommandOutcome> outcomes_ ABSL_GUARDED_BY(mutex_);
+  uint64_t resyncs_counted_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace kvist::services
+
+#endif  // KVIST_SERVICES_CACHE_MANAGER_CLUSTER_H_

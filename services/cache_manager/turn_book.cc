@@ -1,0 +1,339 @@
+#include "services/cache_manager/turn_book.h"
+
+#include <algorithm>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cache_manager/limits.h"
+#include "cache_manager/turns.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "services/cache_manager/limits.h"
+#include "services/runtime/id_syntax.h"
+
+namespace kvist::services {
+namespace {
+
+namespace cm = ::kvist::cache_manager;
+
+constexpr size_t kMaxFormatNameBytes = 16;
+
+absl::Status TakeCacheParams(const v1::CacheParams& params, cm::SessionRecord& record) {
+  switch (params.kind()) {
+    case v1::CacheParams::KIND_UNSPECIFIED: break;
+    case v1::CacheParams::PAGED: record.cache_kind = "paged"; break;
+    case v1::CacheParams::NONE: record.cache_kind = "none"; break;
+    default: return InvalidField("cache.kind", absl::StrCat("unknown value ", params.kind()));
+  }
+  if (params.kv_format().size() > kMaxFormatNameBytes) {
+    return InvalidField("cache.kv_format", "is no format's name");
+  }
+  KVIST_RETURN_IF_ERROR(CheckId("cache.kv_format", params.kv_format(), EmptyId::kAllowed));
+  record.kv_format = params.kv_format();
+  return absl::OkStatus();
+}
+
+v1::CacheParams CacheParamsOf(const cm::SessionRecord& record) {
+  v1::CacheParams params;
+  if (record.cache_kind == "paged") params.set_kind(v1::CacheParams::PAGED);
+  if (record.cache_kind == "none") params.set_kind(v1::CacheParams::NONE);
+  params.set_kv_format(record.kv_format);
+  return params;
+}
+
+absl::StatusOr<cm::TurnFinish> FinishFromProto(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::STOP: return cm::TurnFinish::kStop;
+    case v1::LENGTH: return cm::TurnFinish::kLength;
+    case v1::CANCELLED: return cm::TurnFinish::kCancelled;
+    case v1::DEADLINE: return cm::TurnFinish::kDeadline;
+    case v1::ERROR: return cm::TurnFinish::kError;
+    default: return InvalidField("reason", "must be set");
+  }
+}
+
+// TurnFinish and FinishReason have the same order, kNone being unspecified.
+v1::FinishReason FinishToProto(cm::TurnFinish finish) {
+  return static_cast<v1::FinishReason>(static_cast<int>(finish));
+}
+static_assert(static_cast<int>(cm::TurnFinish::kError) == v1::ERROR);
+static_assert(static_cast<int>(cm::TurnFinish::kStop) == v1::STOP);
+
+v1::Session ToProto(const StoredSession& session, int64_t history_tokens) {
+  const cm::SessionRecord& record = session.record;
+  v1::Session message;
+  message.set_id(record.id.value());
+  message.set_model_fingerprint(record.model);
+  message.set_version(record.version);
+  message.set_history_tokens(history_tokens);
+  message.set_turns(session.turns);
+  message.set_created_unix_ms(record.created_wall_ms);
+  message.set_last_used_unix_ms(record.last_used_wall_ms);
+  if (record.time_to_live_ms > 0) {
+    message.set_expires_unix_ms(record.last_used_wall_ms + record.time_to_live_ms);
+  }
+  *message.mutable_cache() = CacheParamsOf(record);
+  if (record.open_turn.has_value()) message.set_open_turn_id(record.open_turn->id.value());
+  return message;
+}
+
+void AddIds(std::span<const int32_t> ids, google::protobuf::RepeatedField<int32_t>* out) {
+  out->Add(ids.begin(), ids.end());
+}
+
+// Closes the turn as if it had never begun.
+absl::Status DiscardTurn(const TurnId& turn, StoredSession& session) {
+  cm::SessionRecord& record = session.record;
+  if (!record.open_turn.has_value() || record.open_turn->id != turn) {
+    return absl::AbortedError(absl::StrCat("the turn is not the open one; the session is at version ",
+                                           record.version));
+  }
+  record.open_turn.reset();
+  session.open_request.clear();
+  ++record.version;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int64_t TurnBook::NowMs() const {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             clock_->WallNow().time_since_epoch())
+      .count();
+}
+
+absl::StatusOr<StoredSession> TurnBook::Read(const std::string& id, History history) {
+  KVIST_RETURN_IF_ERROR(CheckId("session_id", id, EmptyId::kRefused));
+  KVIST_ASSIGN_OR_RETURN(StoredSession session, store_->Get(SessionId(id), history));
+  if (cm::IsExpired(session.record, NowMs())) {
+    return absl::NotFoundError(absl::StrCat("session '", id, "' has expired"));
+  }
+  return session;
+}
+
+absl::StatusOr<StoredSession> TurnBook::Change(
+    const std::string& id, HistoryWrite history,
+    const std::function<absl::Status(StoredSession&)>& change) {
+  absl::Status lost;
+  for (int i = 0; i < kMaxWriteTries; ++i) {
+    KVIST_ASSIGN_OR_RETURN(StoredSession session, Read(id, History::kRead));
+    const uint64_t version = session.record.version;
+    KVIST_RETURN_IF_ERROR(change(session));
+    if (session.record.version == version) return session;
+    const MonotonicTime begin = clock_->Now();
+    const absl::Status status = store_->Update(session, version, history);
+    metrics_->store_write_seconds.Observe(SecondsBetween(begin, clock_->Now()));
+    if (status.ok()) return session;
+    if (!absl::IsAborted(status)) return status;
+    lost = status;
+  }
+  return lost;
+}
+
+absl::StatusOr<v1::BeginTurnResponse> TurnBook::BeginTurn(const v1::BeginTurnRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("turn_id", request.turn_id(), EmptyId::kRefused));
+  KVIST_RETURN_IF_ERROR(CheckId("request_id", request.request_id(), EmptyId::kRefused));
+  if (request.model_fingerprint().empty() ||
+      request.model_fingerprint().size() > cm::kMaxNameBytes) {
+    return InvalidField("model_fingerprint", "must be set");
+  }
+  if (request.request().size() > kMaxOpenRequestBytes) {
+    return FieldOutOfRange("request", absl::StrCat("more than ", kMaxOpenRequestBytes, " bytes"));
+  }
+  const cm::BeginTurnRequest begin{
+      .turn = TurnId(request.turn_id()),
+      .request = RequestId(request.request_id()),
+      .seed = request.seed(),
+      .lease_ms = request.lease_ms() == 0 ? kDefaultTurnLeaseMs : request.lease_ms()};
+  KVIST_ASSIGN_OR_RETURN(
+      const StoredSession session,
+      Change(request.session_id(), HistoryWrite::kKeep, [&](StoredSession& stored) -> absl::Status {
+        cm::SessionRecord& record = stored.record;
+        if (record.model.empty()) record.model = request.model_fingerprint();
+        if (record.model != request.model_fingerprint()) {
+          return absl::FailedPreconditionError(
+              "the session began with another model: reset it or take a new one");
+        }
+        KVIST_RETURN_IF_ERROR(cm::BeginTurn(begin, NowMs(), record));
+        stored.open_request = request.request();
+        return absl::OkStatus();
+      }));
+  v1::BeginTurnResponse response;
+  response.set_version(session.record.version);
+  AddIds(session.record.token_ids, response.mutable_history_ids());
+  *response.mutable_cache() = CacheParamsOf(session.record);
+  response.set_tenant_id(session.record.tenant.value());
+  return response;
+}
+
+absl::StatusOr<v1::EndTurnResponse> TurnBook::EndTurn(const v1::EndTurnRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("turn_id", request.turn_id(), EmptyId::kRefused));
+  if (request.prompt_ids() < 0 || request.prompt_ids() > request.appended_ids_size()) {
+    return InvalidField("prompt_ids", "must be 0 .. the number of appended_ids");
+  }
+  const TurnId turn(request.turn_id());
+  cm::EndTurnRequest end{.turn = turn,
+                         .appended = {request.appended_ids().data(),
+                                      static_cast<size_t>(request.appended_ids_size())}};
+  if (!request.discard()) {
+    KVIST_ASSIGN_OR_RETURN(end.finish, FinishFromProto(request.reason()));
+  }
+  const auto history = request.discard() ? HistoryWrite::kKeep : HistoryWrite::kReplace;
+  KVIST_ASSIGN_OR_RETURN(
+      const StoredSession session,
+      Change(request.session_id(), history, [&](StoredSession& stored) -> absl::Status {
+        if (request.discard()) return DiscardTurn(turn, stored);
+        const uint64_t version = stored.record.version;
+        KVIST_RETURN_IF_ERROR(cm::EndTurn(end, NowMs(), stored.record));
+        if (stored.record.version == version) return absl::OkStatus();  // a retry: it has ended
+        ++stored.turns;
+        stored.last_answer_tokens =
+            static_cast<uint64_t>(request.appended_ids_size() - request.prompt_ids());
+        stored.open_request.clear();
+        return absl::OkStatus();
+      }));
+  v1::EndTurnResponse response;
+  response.set_version(session.record.version);
+  response.set_history_tokens(static_cast<int64_t>(session.record.token_ids.size()));
+  return response;
+}
+
+absl::StatusOr<v1::GetTurnResponse> TurnBook::GetTurn(const v1::GetTurnRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("turn_id", request.turn_id(), EmptyId::kAllowed));
+  KVIST_ASSIGN_OR_RETURN(const StoredSession session, Read(request.session_id(), History::kRead));
+  const cm::SessionRecord& record = session.record;
+  const std::span<const int32_t> tokens(record.token_ids);
+  const TurnId turn(request.turn_id());
+  v1::GetTurnResponse response;
+  *response.mutable_cache() = CacheParamsOf(record);
+  if (record.open_turn.has_value() && (turn.empty() || record.open_turn->id == turn)) {
+    response.set_open(true);
+    response.set_request(session.open_request);
+    response.set_seed(record.open_turn->seed);
+    AddIds(tokens, response.mutable_history_ids());
+    return response;
+  }
+  if (record.last_turn.empty() || (!turn.empty() && record.last_turn != turn)) {
+    return absl::NotFoundError("no such turn");
+  }
+  // A truncation may have cut into the answer.
+  const size_t answer = std::min<size_t>(session.last_answer_tokens, tokens.size());
+  AddIds(tokens.first(tokens.size() - answer), response.mutable_history_ids());
+  AddIds(tokens.last(answer), response.mutable_generated_ids());
+  response.set_reason(FinishToProto(record.last_finish));
+  return response;
+}
+
+absl::StatusOr<v1::Session> TurnBook::Create(const v1::CreateSessionRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kAllowed));
+  int64_t ttl_seconds = kDefaultTtlSeconds;
+  if (request.has_ttl_seconds()) ttl_seconds = request.ttl_seconds();
+  if (ttl_seconds < 1 || ttl_seconds > kMaxTtlSeconds) {
+    return InvalidField("ttl_seconds", absl::StrCat("must be 1 .. ", kMaxTtlSeconds));
+  }
+  StoredSession session;
+  session.record.id = SessionId(request.id().empty() ? DrawId("s-") : request.id());
+  KVIST_RETURN_IF_ERROR(TakeCacheParams(request.cache(), session.record));
+  session.record.version = 1;
+  session.record.created_wall_ms = NowMs();
+  session.record.last_used_wall_ms = session.record.created_wall_ms;
+  session.record.time_to_live_ms = ttl_seconds * 1000;
+  const MonotonicTime begin = clock_->Now();
+  KVIST_RETURN_IF_ERROR(store_->Create(session));
+  metrics_->store_write_seconds.Observe(SecondsBetween(begin, clock_->Now()));
+  return ToProto(session, 0);
+}
+
+absl::StatusOr<v1::Session> TurnBook::Get(const v1::GetSessionRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kRefused));
+  if (request.include_history()) {
+    KVIST_ASSIGN_OR_RETURN(const StoredSession session, Read(request.id(), History::kRead));
+    v1::Session message = ToProto(session, static_cast<int64_t>(session.record.token_ids.size()));
+    AddIds(session.record.token_ids, message.mutable_history_ids());
+    return message;
+  }
+  KVIST_ASSIGN_OR_RETURN(const auto summary, store_->Summarize(SessionId(request.id())));
+  if (cm::IsExpired(summary.session.record, NowMs())) {
+    return absl::NotFoundError(absl::StrCat("session '", request.id(), "' has expired"));
+  }
+  return ToProto(summary.session, summary.history_tokens);
+}
+
+absl::StatusOr<v1::ListSessionsResponse> TurnBook::List(const v1::ListSessionsRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("page_token", request.page_token(), EmptyId::kAllowed));
+  if (request.page_size() < 0 || request.page_size() > kMaxPageSize) {
+    return InvalidField("page_size", absl::StrCat("must be 0 .. ", kMaxPageSize));
+  }
+  const int32_t size = request.page_size() == 0 ? kDefaultPageSize : request.page_size();
+  KVIST_ASSIGN_OR_RETURN(const auto page, store_->List(SessionId(request.page_token()),
+                                                       static_cast<size_t>(size)));
+  v1::ListSessionsResponse response;
+  const int64_t now_ms = NowMs();
+  for (const SessionStore::Summary& summary : page) {
+    if (cm::IsExpired(summary.session.record, now_ms)) continue;
+    *response.add_sessions() = ToProto(summary.session, summary.history_tokens);
+  }
+  if (page.size() == static_cast<size_t>(size)) {
+    response.set_next_page_token(page.back().session.record.id.value());
+  }
+  return response;
+}
+
+absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id, int64_t keep_tokens,
+                                          std::optional<uint64_t> expected_version) {
+  if (keep_tokens < 0) return InvalidField("keep_tokens", "must not be negative");
+  KVIST_RETURN_IF_ERROR(CheckId("id", id, EmptyId::kRefused));
+  KVIST_ASSIGN_OR_RETURN(
+      const StoredSession session,
+      Change(id, HistoryWrite::kReplace, [&](StoredSession& stored) -> absl::Status {
+        cm::SessionRecord& record = stored.record;
+        if (expected_version.has_value() && *expected_version != record.version) {
+          return absl::AbortedError(
+              absl::StrCat("the session changed; it is at version ", record.version));
+        }
+        const auto cut = static_cast<uint64_t>(record.token_ids.size()) -
+                         std::min<uint64_t>(record.token_ids.size(), keep_tokens);
+        KVIST_RETURN_IF_ERROR(cm::TruncateSession(static_cast<uint64_t>(keep_tokens), NowMs(), record));
+        stored.last_answer_tokens -= std::min(stored.last_answer_tokens, cut);
+        stored.open_request.clear();
+        if (keep_tokens == 0) {  // nothing ties it to a model any more
+          record.model.clear();
+          stored.turns = 0;
+        }
+        return absl::OkStatus();
+      }));
+  return ToProto(session, static_cast<int64_t>(session.record.token_ids.size()));
+}
+
+absl::StatusOr<v1::Session> TurnBook::Reset(const v1::ResetSessionRequest& request) {
+  return Cut(request.id(), 0,
+             request.has_expected_version() ? std::optional(request.expected_version())
+                                            : std::nullopt);
+}
+
+absl::StatusOr<v1::Session> TurnBook::Truncate(const v1::TruncateSessionRequest& request) {
+  return Cut(request.id(), request.keep_tokens(),
+             request.has_expected_version() ? std::optional(request.expected_version())
+                                            : std::nullopt);
+}
+
+absl::Status TurnBook::Delete(const v1::DeleteSessionRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kRefused));
+  const MonotonicTime begin = clock_->Now();
+  KVIST_RETURN_IF_ERROR(store_->Delete(SessionId(request.id())));
+  metrics_->store_write_seconds.Observe(SecondsBetween(begin, clock_->Now()));
+  return absl::OkStatus();
+}
+
+bool TurnBook::Knows(const SessionId& id) { return store_->Summarize(id).ok(); }
+
+std::vector<SessionId> TurnBook::DeleteExpired() {
+  auto expired = store_->DeleteExpired(NowMs(), kMaxExpiredPerRound);
+  if (expired.ok()) return *std::move(expired);
+  LogWarning("expired sessions could not be erased: {}", expired.status().ToString());
+  return {};
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,89 @@
+#include "services/cache_manager/worker_stream.h"
+
+#include <utility>
+
+#include "services/runtime/status_map.h"
+
+namespace kvist::services {
+
+WorkerStream* WorkerStream::Start(grpc::CallbackServerContext* context, Cluster* cluster) {
+  std::shared_ptr<WorkerStream> stream(new WorkerStream(context, cluster));
+  stream->self_ = stream;
+  auto id = cluster->Open(stream);
+  if (id.ok()) {
+    stream->id_ = *id;
+    stream->StartRead(&stream->incoming_);
+  } else {
+    stream->Close(id.status());
+  }
+  return stream.get();
+}
+
+void WorkerStream::Send(v1::ManagerMessage message) {
+  {
+    MutexLock lock(mutex_);
+    if (end_.has_value()) return;
+    queue_.push_back(std::move(message));
+  }
+  Advance();
+}
+
+void WorkerStream::Close(const absl::Status& status) {
+  {
+    MutexLock lock(mutex_);
+    if (end_.has_value()) return;
+    end_ = status;
+    // A peer that does not read would hold the write, and with it the end, for ever.
+    if (writing_) context_->TryCancel();
+  }
+  Advance();
+}
+
+void WorkerStream::Advance() {
+  bool write = false;
+  absl::Status status;
+  {
+    MutexLock lock(mutex_);
+    if (writing_ || finished_) return;
+    if (end_.has_value()) {
+      finished_ = true;
+      status = *end_;
+    } else if (!queue_.empty()) {
+      outgoing_ = std::move(queue_.front());
+      queue_.pop_front();
+      writing_ = write = true;
+    } else {
+      return;
+    }
+  }
+  if (write) {
+    StartWrite(&outgoing_);
+  } else {
+    Finish(ToGrpc(status, context_));
+  }
+}
+
+void WorkerStream::OnReadDone(bool ok) {
+  if (!ok) {
+    if (id_.has_value()) cluster_->Closed(*id_);
+    return Close(absl::OkStatus());
+  }
+  const absl::Status status = cluster_->Receive(*id_, incoming_);
+  if (!status.ok()) return Close(status);
+  StartRead(&incoming_);
+}
+
+void WorkerStream::OnWriteDone(bool) {
+  {
+    MutexLock lock(mutex_);
+    writing_ = false;
+  }
+  Advance();  // a failed write is followed by a failed read, which ends the stream
+}
+
+void WorkerStream::OnDone() {
+  if (id_.has_value()) cluster_->Closed(*id_);
+  self_.reset();
+}
+
+}  // namespace kvist::services
