@@ -33,7 +33,8 @@ absl::StatusOr<v1::ListWorkersResponse> ManagerClient::ListWorkers() {
   return CallOn(manager_.get(), &Manager::ListWorkers, v1::ListWorkersRequest(), kListDeadline);
 }
 
-absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(const v1::BeginTurnRequest& request) {
+absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(
+    const v1::BeginTurnRequest& request) {
   return Call(&Manager::BeginTurn, request);
 }
 

@@ -1,5 +1,5 @@
-// Invariant: result_.generated.size() is the index of the next token wanted. A message counts only if it carries the
-// number of the attempt that is running; a token only if its index is that one.
+// Invariant: result_.generated.size() is the index of the next token wanted. A message counts only
+// if it carries the number of the attempt that is running; a token only if its index is that one.
 #include "services/frontend/relay.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kLookUp{50};        // how often Gone is asked
+constexpr milliseconds kLookUp{50};          // how often Gone is asked
 constexpr milliseconds kDeadlineSlack{500};  // the worker's own end at the deadline comes first
 
 // How an attempt ended.
@@ -65,8 +65,8 @@ class Relay {
   bool FinishedAlready(int64_t most) {
     const auto count = static_cast<int64_t>(result_.generated.size());
     if (count == 0) return false;
-    const bool stop = count > request_.base.stop().min_new_tokens() &&
-                      request_.is_stop(result_.generated.back());
+    const bool stop =
+        count > request_.base.stop().min_new_tokens() && request_.is_stop(result_.generated.back());
     if (!stop && count < most) return false;
     result_.reason = stop ? v1::STOP : v1::LENGTH;
     result_.usage.set_prompt_tokens(request_.base.prompt_ids_size());
@@ -90,13 +90,15 @@ class Relay {
   }
   void Fail(absl::Status status) { EndWith(v1::ERROR, std::move(status)); }
 
-  // A status that tells where to resume. What happened behind (addresses, other processes) is for the log.
+  // A status that tells where to resume. What happened behind (addresses, other processes) is for
+  // the log.
   absl::Status Lost() const {
     return WithDetails(absl::AbortedError("the worker was lost and no other could go on"),
                        {.resume_index = static_cast<int64_t>(result_.generated.size())});
   }
 
-  // No worker beside those that failed: they may come back, or others come. false: no longer; the result is filled.
+  // No worker beside those that failed: they may come back, or others come. false: no longer; the
+  // result is filled.
   bool WaitForWorkers(const absl::Status& none) {
     const bool begun = result_.attempts > 0;
     const bool refused = !last_error_.ok() && absl::IsResourceExhausted(last_error_);

@@ -55,7 +55,8 @@ SessionTurn::~SessionTurn() {
   request.set_turn_id(turn_id_);
   request.set_reason(v1::ERROR);
   request.set_discard(true);
-  // One try: if the manager is away, the next turn's begin finds this one open and its frontend done.
+  // One try: if the manager is away, the next turn's begin finds this one open and its frontend
+  // done.
   manager_->EndTurn(request, MonotonicTime::min());
 }
 

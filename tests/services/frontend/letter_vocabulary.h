@@ -11,8 +11,8 @@
 
 namespace kvist::services {
 
-// Byte-level: ids 0 .. 93 are the characters '!' .. '~', then space, newline, the two bytes of U+00E9 (é), the pair "ab", and the
-// control tokens of ChatML.
+// Byte-level: ids 0 .. 93 are the characters '!' .. '~', then space, newline, the two bytes of
+// U+00E9 (é), the pair "ab", and the control tokens of ChatML.
 inline constexpr int32_t kSpaceId = 94;
 inline constexpr int32_t kNewlineId = 95;
 inline constexpr int32_t kByteC3Id = 96;

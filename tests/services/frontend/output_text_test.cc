@@ -98,13 +98,13 @@ TEST(OutputTextTest, BeginningOfAStopStringIsHeldBackAndLetGo) {
   EXPECT_EQ(visible.size(), 3u);
 }
 
-// Whatever the tokens: the text is that of all tokens up to the first match, and the text of the first n tokens depends on
-// nothing but them (which is what Resume relies on).
+// Whatever the tokens: the text is that of all tokens up to the first match, and the text of the
+// first n tokens depends on nothing but them (which is what Resume relies on).
 TEST(OutputTextTest, RandomTokensAgreeWithCuttingTheWholeText) {
   const auto tokenizer = LetterTokenizer();
   std::mt19937 random(5);
-  const std::vector<int32_t> alphabet = {LetterId('a'), LetterId('b'), LetterId('c'), kAbId, kByteC3Id,
-                                         kByteA9Id, kEndId};
+  const std::vector<int32_t> alphabet = {LetterId('a'), LetterId('b'), LetterId('c'), kAbId,
+                                         kByteC3Id,     kByteA9Id,     kEndId};
   for (int round = 0; round < 5000; ++round) {
     std::vector<int32_t> ids(random() % 25);
     for (int32_t& id : ids) id = alphabet[random() % alphabet.size()];

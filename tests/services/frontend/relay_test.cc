@@ -297,9 +297,8 @@ TEST_F(RelayTest, FullWorkerIsLeftForAnotherAndAllFullIsTold) {
 }
 
 TEST_F(RelayTest, RefusalIsTheClientsAndNotTriedElsewhere) {
-  ScriptedWorker refusing("a", [](ScriptStream&) {
-    return grpc::Status(grpc::StatusCode::OUT_OF_RANGE, "too long");
-  });
+  ScriptedWorker refusing(
+      "a", [](ScriptStream&) { return grpc::Status(grpc::StatusCode::OUT_OF_RANGE, "too long"); });
   ScriptedWorker other("b", &Complete);
   EXPECT_EQ(Run({&refusing, &other}).status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_EQ(other.calls(), 0);

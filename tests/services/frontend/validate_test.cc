@@ -41,10 +41,10 @@ void ExpectRow(const absl::Status& status, const Row& row, size_t number) {
 }
 
 template <typename Member>
-std::function<void(InferenceRequest&)> Sampling(Member member,
-                                                typename std::remove_reference_t<decltype(
-                                                    std::declval<SamplingChoice>().*
-                                                    member)>::value_type value) {
+std::function<void(InferenceRequest&)> Sampling(
+    Member member,
+    typename std::remove_reference_t<decltype(std::declval<SamplingChoice>().*member)>::value_type
+        value) {
   return [=](InferenceRequest& request) { request.sampling.*member = value; };
 }
 
@@ -158,13 +158,15 @@ TEST(ValidateTest, PromptsAtTheLimitAndOneOver) {
       {[](R& r) { r.prompt = std::monostate(); }, "prompt", kRange},
       {[](R& r) { r.prompt = TextPrompt{""}; }, "prompt.text", kRange},
       {[](R& r) { r.prompt = TextPrompt{std::string(kMaxTextBytes, 'x')}; }, ""},
-      {[](R& r) { r.prompt = TextPrompt{std::string(kMaxTextBytes + 1, 'x')}; }, "prompt.text", kRange},
+      {[](R& r) { r.prompt = TextPrompt{std::string(kMaxTextBytes + 1, 'x')}; }, "prompt.text",
+       kRange},
       {[](R& r) { r.prompt = TextPrompt{"a\x80"}; }, "prompt.text"},
       {[](R& r) { r.prompt = TextPrompt{"\xED\xA0\x80"}; }, "prompt.text"},  // a surrogate
       {[](R& r) { r.prompt = TextPrompt{std::string("\0", 1)}; }, ""},
       {[](R& r) { r.prompt = IdsPrompt{}; }, "prompt.ids", kRange},
       {[](R& r) { r.prompt = IdsPrompt{std::vector<int32_t>(kMaxPromptIds)}; }, ""},
-      {[](R& r) { r.prompt = IdsPrompt{std::vector<int32_t>(kMaxPromptIds + 1)}; }, "prompt.ids", kRange},
+      {[](R& r) { r.prompt = IdsPrompt{std::vector<int32_t>(kMaxPromptIds + 1)}; }, "prompt.ids",
+       kRange},
       {[](R& r) { r.prompt = ChatPrompt{}; }, "prompt.chat", kRange},
       {[](R& r) { r.prompt = ChatOf(1024, 0); }, ""},
       {[](R& r) { r.prompt = ChatOf(1025, 0); }, "prompt.chat", kRange},
@@ -172,7 +174,8 @@ TEST(ValidateTest, PromptsAtTheLimitAndOneOver) {
       {[](R& r) { r.prompt = ChatOf(2, kMaxTextBytes); }, "prompt.chat", kRange},
       {[](R& r) { r.prompt = ChatPrompt{{{.role = 0, .content = "x"}}}; }, "prompt.chat.role"},
       {[](R& r) { r.prompt = ChatPrompt{{{.role = 4, .content = "x"}}}; }, "prompt.chat.role"},
-      {[](R& r) { r.prompt = ChatPrompt{{{.role = 2, .content = "\xFF"}}}; }, "prompt.chat.content"},
+      {[](R& r) { r.prompt = ChatPrompt{{{.role = 2, .content = "\xFF"}}}; },
+       "prompt.chat.content"},
   };
   for (size_t i = 0; i < rows.size(); ++i) {
     InferenceRequest request = Good();
@@ -185,7 +188,10 @@ TEST(ValidateTest, WhatTheModelLimits) {
   const ModelLimits model{.vocab = 100, .context_tokens = 50, .kv_formats = {"f16", "f32"}};
   using R = InferenceRequest;
   const std::vector<Row> rows = {
-      {[](R& r) { r.prompt = IdsPrompt{{0, 99}}; }, ""},
+      {[](R& r) {
+         r.prompt = IdsPrompt{{0, 99}};
+       },
+       ""},
       {[](R& r) { r.prompt = IdsPrompt{{100}}; }, "prompt.ids"},
       {[](R& r) { r.prompt = IdsPrompt{{-1}}; }, "prompt.ids"},
       {[](R& r) { r.stop.stop_ids = {99}; }, ""},
