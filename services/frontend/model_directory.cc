@@ -152,6 +152,7 @@ void ModelDirectory::FetchModels() {
     }
   }
   for (const KnownWorker& worker : without) {
+    if (unservable_.contains({worker.id, worker.incarnation})) continue;
     {
       MutexLock lock(mutex_);
       if (stop_) return;
@@ -162,6 +163,7 @@ void ModelDirectory::FetchModels() {
     if (!response.ok()) continue;  // the next round tries again
     auto model = ServedModel::Create(*response);
     if (!model.ok()) {
+      unservable_.insert({worker.id, worker.incarnation});
       LogWarning("worker {}: its model cannot be served: {}", worker.id,
                  std::string(model.status().message()));
       continue;

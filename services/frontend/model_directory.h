@@ -9,10 +9,12 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
 #include "common/base/mutex.h"
@@ -87,6 +89,10 @@ class ModelDirectory {
   const Clock* const clock_;
   // Stubs of fixed addresses; the polling thread's own.
   absl::flat_hash_map<std::string, std::shared_ptr<v1::Worker::StubInterface>> fixed_;
+
+  // Lives of workers whose model this frontend cannot serve; the polling thread's own. Bounded as
+  // workers are.
+  absl::flat_hash_set<std::pair<std::string, uint64_t>> unservable_;
 
   mutable Mutex mutex_;
   CondVar wake_;

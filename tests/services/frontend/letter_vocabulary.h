@@ -24,6 +24,7 @@ inline constexpr int32_t kLetterVocabularySize = 101;
 
 inline text::Vocabulary LetterVocabulary() {
   text::Vocabulary vocabulary;
+  vocabulary.pretokenizer = text::Pretokenizer::kGpt2;
   for (char c = '!'; c <= '~'; ++c) vocabulary.pieces.emplace_back(1, c);
   for (const char* piece : {"\u0120", "\u010a", "\u00c3", "\u00a9", "ab"}) {
     vocabulary.pieces.emplace_back(piece);

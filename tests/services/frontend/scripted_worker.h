@@ -113,6 +113,7 @@ class ScriptedWorker final : public v1::Worker::Service {
     response->set_worker_id(id_);
     response->set_incarnation(1);
     v1::Vocabulary& wire = *response->mutable_vocabulary();
+    wire.set_pretokenizer(static_cast<uint32_t>(vocabulary.pretokenizer));
     for (const std::string& piece : vocabulary.pieces) wire.add_pieces(piece);
     for (const text::TokenKind kind : vocabulary.kinds) {
       wire.mutable_kinds()->push_back(static_cast<char>(kind));
