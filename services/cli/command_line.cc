@@ -48,6 +48,12 @@ int RunCommandLine(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    if (error.get_name() == "RequiredError" && app.get_subcommands().empty() &&
+        !app.remaining().empty()) {
+      std::fprintf(stderr, "kvist: error: there is no command %s; kvist --help lists them\n",
+                   app.remaining().front().c_str());
+      return kExitUsage;
+    }
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   if (const absl::Status status = SetUpLogging(log_level); !status.ok()) {

@@ -146,6 +146,51 @@ TEST_F(ProcessesTest, ManagerKilledAndStartedAgainDuringAGeneration) {
   EXPECT_GE(after.finished.usage().cached_tokens(), 32);
 }
 
+TEST_F(ProcessesTest, FrontendKilledAndTheTurnResumedAtAnother) {
+  v1::CreateSessionRequest create;
+  create.set_id("s");
+  ASSERT_TRUE(client_->CreateSession(create).ok());
+  v1::GenerateRequest request = Request("", 150);
+  request.mutable_sampling()->set_temperature(0.9f);
+  request.mutable_sampling()->set_seed(3);
+  Generated alone;
+  ASSERT_TRUE(client_->Generate(request, {}, &alone).ok());
+
+  request.set_session_id("s");
+  request.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  std::atomic<int64_t> tokens = 0;
+  GenerateOptions options;
+  options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
+  Generated first;
+  absl::Status status;
+  std::thread stream([&] { status = client_->Generate(request, options, &first); });
+  const bool begun = Until([&] { return tokens > 5; });
+  frontend_.process->Kill(SIGKILL);
+  stream.join();
+  ASSERT_TRUE(begun);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  ASSERT_LT(first.tokens.size(), alone.tokens.size());
+
+  frontend_ = Start({"frontend", "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0"});
+  client_ = Client::Connect(frontend_.grpc, std::chrono::seconds(10)).value();
+  ASSERT_TRUE(Until([&] { return client_->ListModels()->models_size() == 1; }));
+  v1::ResumeRequest resume;
+  resume.set_session_id("s");
+  resume.set_turn_id(first.started.turn_id());
+  resume.set_next_index(static_cast<int64_t>(first.tokens.size()));
+  Generated rest;
+  const absl::Status resumed = client_->Resume(resume, {}, &rest);
+  ASSERT_TRUE(resumed.ok()) << resumed;
+  EXPECT_TRUE(rest.finished.turn_saved());
+  EXPECT_EQ(first.text + rest.text, alone.text);
+  ASSERT_EQ(first.tokens.size() + rest.tokens.size(), alone.tokens.size());
+  for (size_t i = 0; i < rest.tokens.size(); ++i) {
+    const size_t index = first.tokens.size() + i;
+    EXPECT_EQ(rest.tokens[i].index(), static_cast<int64_t>(index));
+    EXPECT_EQ(rest.tokens[i].id(), alone.tokens[index].id());
+  }
+}
+
 TEST_F(ProcessesTest, WorkerKilledAndStartedAgainTakesTheRequestUpAgain) {
   Generated alone;
   ASSERT_TRUE(client_->Generate(Request("", 150), {}, &alone).ok());
