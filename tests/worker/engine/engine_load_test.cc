@@ -1,5 +1,6 @@
-// Random mixed loads against lone answers by definition: pools far too small, shared prefixes, windows, formats, kinds,
-// priorities, sessions, cancels and deadlines; invariants after each step, and a mirror fed with the events.
+// Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
+// windows, formats, kinds, priorities, sessions, cancels and deadlines; invariants after each step,
+// and a mirror fed with the events.
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -91,8 +92,8 @@ struct LoadOptions {
   int requests = 60;
   int64_t longest_prompt = 120;
   int64_t most_new = 40;
-  double cancel_share = 0.0;    // of all requests; half of them by deadline
-  int64_t check_every = 1;      // steps
+  double cancel_share = 0.0;  // of all requests; half of them by deadline
+  int64_t check_every = 1;    // steps
 };
 
 struct Running {
@@ -117,8 +118,8 @@ class Load {
       EXPECT_LE(batch.slices.size(), static_cast<size_t>(engine_.max_running_sequences));
     };
     for (int i = 0; i < 4; ++i) stems_.push_back(Ids(options.longest_prompt, 100 + i));
-    core_ = std::make_unique<EngineCore>(
-        engine_, std::make_unique<HashBackend>(backend_, control_), &clock_);
+    core_ = std::make_unique<EngineCore>(engine_, std::make_unique<HashBackend>(backend_, control_),
+                                         &clock_);
   }
 
   void Run() {
@@ -153,11 +154,12 @@ class Load {
         prompt[i] = static_cast<int32_t>(Below(64));
       }
     }
-    GenerateRequest request = RequestOf(Numbered("r", number), std::move(prompt),
-                                        1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
+    GenerateRequest request =
+        RequestOf(Numbered("r", number), std::move(prompt),
+                  1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
     if (Below(2) == 0) {
-      request.sampling = {.temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f,
-                          .seed = random_()};
+      request.sampling = {
+          .temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f, .seed = random_()};
     }
     if (Below(3) == 0) request.stop.stop_ids = {static_cast<int32_t>(Below(64)), 5};
     if (Below(4) == 0) request.stop.min_new_tokens = request.stop.max_new_tokens / 2;
@@ -226,9 +228,7 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   for (uint64_t seed = 1; seed <= 30; ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
-    Load load({.seed = seed,
-               .longest_prompt = grows ? 40 : 120,
-               .most_new = grows ? 160 : 40});
+    Load load({.seed = seed, .longest_prompt = grows ? 40 : 120, .most_new = grows ? 160 : 40});
     load.Run();
     if (testing::Test::HasFatalFailure()) return;
     preemptions += load.stats().preemptions;
