@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cache_manager/worker_mirror.h"
 #include "gtest/gtest.h"
 #include "tests/support/hash_backend.h"
 #include "tests/support/hash_reference.h"
@@ -25,12 +26,28 @@ using cache_manager::BlockKey;
 // What the events say, kept as simply as can be.
 class NaiveMirror {
  public:
+  // Keeps the manager's own mirror beside it.
+  void Start(const EngineState& state) {
+    cache_manager::WorkerInfo info{.id = WorkerId("w"), .block_tokens = 0};
+    for (const auto& pool : state.pools) {
+      const cache_manager::BlockPool::Options& options = pool->options();
+      info.block_tokens = static_cast<uint32_t>(options.block_tokens);
+      info.pools.push_back({.group = Numbered("group", options.id),
+                            .format = "f16",
+                            .block_tokens = info.block_tokens,
+                            .bytes_per_block = 1,
+                            .num_blocks = static_cast<uint32_t>(options.num_blocks)});
+    }
+    manager_ = std::make_unique<cache_manager::WorkerMirror>(info);
+  }
   void Drain(cache_manager::EventLog& log) {
     while (log.waiting() > 0) {
       const cache_manager::EventRun run = log.TakeBatch();
       EXPECT_EQ(run.first_seq, next_seq_);
       next_seq_ += run.events.size();
       for (const cache_manager::Event& event : run.events) {
+        const absl::Status status = manager_->Apply(event, cache_manager::ApplyMode::kInOrder);
+        ASSERT_TRUE(status.ok()) << status;
         std::visit([this](const auto& e) { Apply(e); }, event);
       }
     }
@@ -44,7 +61,10 @@ class NaiveMirror {
       }
       const auto stored = stored_.find(p);
       EXPECT_EQ(stored == stored_.end() ? std::set<BlockKey>{} : stored->second, named);
+      EXPECT_EQ(manager_->digest(static_cast<cache_manager::PoolIndex>(p)),
+                state.events.digests()[p]);
     }
+    EXPECT_TRUE(manager_->CheckInvariants().ok()) << manager_->CheckInvariants();
     EXPECT_EQ(phases_.size(), state.sessions.size());
     for (const auto& [place, chain] : chains_) {
       const auto held = state.sessions.Chain(place.first, place.second);
@@ -80,6 +100,7 @@ class NaiveMirror {
   }
   void Apply(const cache_manager::SessionPhaseChanged& e) { phases_[e.session] = e.phase; }
 
+  std::unique_ptr<cache_manager::WorkerMirror> manager_;
   uint64_t next_seq_ = 1;
   std::map<size_t, std::set<BlockKey>> stored_;
   std::map<std::pair<SessionId, uint16_t>, std::vector<BlockKey>> chains_;
@@ -120,6 +141,7 @@ class Load {
     for (int i = 0; i < 4; ++i) stems_.push_back(Ids(options.longest_prompt, 100 + i));
     core_ = std::make_unique<EngineCore>(engine_, std::make_unique<HashBackend>(backend_, control_),
                                          &clock_);
+    mirror_.Start(core_->state());
   }
 
   void Run() {
