@@ -80,7 +80,6 @@ TEST(CpuBackendTest, SaysWhatItHolds) {
   EXPECT_THAT(backend->numerics_id(), HasSubstr("native"));
   options.weights = "float32";
   EXPECT_NE(OpenTinyModel("gemma3_a.Q8_0", options)->numerics_id(), backend->numerics_id());
-
 }
 
 TEST(CpuBackendTest, LoadingReportsRisingBytesUpToAll) {
