@@ -172,4 +172,9 @@ std::vector<WorkerMessage> WorkerSide::Poll(int64_t now_ms, const WorkerLoad& lo
   return out;
 }
 
+bool WorkerSide::has_more() const {
+  return connected_ &&
+         (sources_.log->waiting() > 0 || !outcomes_.empty() || snapshot_.has_value());
+}
+
 }  // namespace kvist::cache_manager

@@ -43,6 +43,8 @@ class WorkerSide {
   // At most `max_messages` messages to send now, in this order; the rest comes with the next call.
   // Call once per engine step, at least every 100 ms. Empty while not connected.
   std::vector<WorkerMessage> Poll(int64_t now_ms, const WorkerLoad& load, size_t max_messages);
+  // Whether the next Poll has something to send beside heartbeats.
+  bool has_more() const;
 
  private:
   CommandOutcome Execute(const EvictCommand& command);

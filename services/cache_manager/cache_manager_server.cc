@@ -34,7 +34,10 @@ class Server final : public CacheManagerServer {
 
   absl::Status Listen(const RoleServerOptions& options) {
     KVIST_ASSIGN_OR_RETURN(server_, RoleServer::Start(options, {&service_, &sessions_}));
-    ticker_ = std::thread([this] { Tick(); });
+    {
+      MutexLock joining(join_mutex_);
+      ticker_ = std::thread([this] { Tick(); });
+    }
     server_->SetReady(true);
     return absl::OkStatus();
   }
@@ -42,7 +45,12 @@ class Server final : public CacheManagerServer {
   RoleServer& server() override { return *server_; }
 
   void Shutdown(std::chrono::milliseconds grace) override {
-    if (server_ != nullptr) server_->Shutdown(grace);
+    if (server_ != nullptr) {
+      server_->SetReady(false);
+      // They would use up the grace; workers try again until a manager is back.
+      cluster_.CloseAll(Unavailable(ErrorReason::kDraining, "the cache manager is stopping"));
+      server_->Shutdown(grace);
+    }
     {
       MutexLock lock(mutex_);
       stopped_ = true;

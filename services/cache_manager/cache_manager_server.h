@@ -25,8 +25,7 @@ class CacheManagerServer {
   static absl::StatusOr<std::unique_ptr<CacheManagerServer>> Start(const CacheManagerServerOptions& options);
   virtual ~CacheManagerServer() = default;
   virtual RoleServer& server() = 0;
-  // Readiness off, calls end or are cancelled after `grace`. Worker streams never end by themselves: they use up the grace.
-  // Idempotent.
+  // Readiness off, worker streams end, other calls end or are cancelled after `grace`. Idempotent.
   virtual void Shutdown(std::chrono::milliseconds grace) = 0;
 };
 

@@ -109,6 +109,15 @@ void Cluster::Closed(cm::ConnectionId id) {
   Dispatch();
 }
 
+void Cluster::CloseAll(const absl::Status& status) {
+  MutexLock lock(mutex_);
+  for (const auto& [id, connection] : connections_) {
+    side_.Closed(id, /*refused=*/false);
+    connection->Close(status);
+  }
+  connections_.clear();
+}
+
 void Cluster::Dispatch() {
   for (cm::ManagerSide::Outgoing& outgoing : side_.TakeOutgoing()) {
     const auto found = connections_.find(outgoing.connection);

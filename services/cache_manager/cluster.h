@@ -48,6 +48,8 @@ class Cluster {
   absl::Status Receive(cache_manager::ConnectionId id, const v1::WorkerMessage& message);
   // No-op if unknown.
   void Closed(cache_manager::ConnectionId id);
+  // Ends all streams with `status`.
+  void CloseAll(const absl::Status& status);
   // Liveness and patience; also brings the metrics up to date. `recount`: those too that cost O(blocks).
   void Tick(bool recount);
 

@@ -18,6 +18,13 @@ inline constexpr std::chrono::milliseconds kProgressInterval{250};
 // Drain calls that wait at once: each holds a thread.
 inline constexpr int kMaxDrainCalls = 4;
 inline constexpr std::chrono::milliseconds kMaxDrainTime{600'000};
+// Messages to the manager taken from the engine's state at once: a batch or two, a chunk, a heartbeat. Each waits for a step.
+inline constexpr size_t kMaxMessagesPerPoll = 4;
+// The manager hears of events this late at most, and heartbeats are looked at this often.
+inline constexpr std::chrono::milliseconds kMaxEventDelay{100};
+// Between two tries to reach the manager.
+inline constexpr std::chrono::milliseconds kMinReconnectBackoff{100};
+inline constexpr std::chrono::milliseconds kMaxReconnectBackoff{1'000};
 
 }  // namespace kvist::services
 

@@ -4,9 +4,12 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/base/clock.h"
+#include "common/text/tokenizer.h"
 #include "services/runtime/role_server.h"
 #include "worker/backend/backend.h"
 #include "worker/engine/engine.h"
@@ -18,15 +21,18 @@ struct WorkerServerOptions {
   std::string cache_manager_address;     // empty: none (tests); "host:port"
   std::string advertise_address;         // what Hello tells; empty: the gRPC address bound
   std::string model_path;                // for GetModel's vocabulary
+  std::optional<text::Vocabulary> vocabulary;  // in place of the file's: model_path may then be empty
   std::string chat_template;             // name of a chat format; empty: recognise the file's
   worker::EngineOptions engine;
+  const Clock* clock = nullptr;          // outlives the server; null: the machine's
   RoleServerOptions server;
 };
 
 // Thread-safe.
 class WorkerServer {
  public:
-  // Starts the engine and serves. Errors as RoleServer::Start, and of the vocabulary.
+  // Starts the engine and serves; ready at once, with or without a manager. Errors as RoleServer::Start, and of the
+  // vocabulary (with neither a path nor a vocabulary, GetModel has none). INVALID_ARGUMENT: worker_id.
   static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(const WorkerServerOptions& options,
                                                              std::unique_ptr<worker::Backend> backend);
   virtual ~WorkerServer() = default;

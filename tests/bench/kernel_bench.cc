@@ -155,6 +155,7 @@ void RegisterAll() {
       const std::string title = "attention/" + name + "/" + formats[static_cast<int>(format)];
       auto* bench = benchmark::RegisterBenchmark(title.c_str(), BenchmarkAttention, table, format);
       for (int64_t queries : {1, 8, 64}) bench->Args({queries, 512});
+      bench->Args({1, 1 << 18});  // more than the caches hold
     }
     benchmark::RegisterBenchmark(("quantize/" + name).c_str(), BenchmarkQuantize, table);
     benchmark::RegisterBenchmark(("silu_multiply/" + name).c_str(), BenchmarkGate, table);

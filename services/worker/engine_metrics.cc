@@ -1,0 +1,64 @@
+#include "services/worker/engine_metrics.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "cache_manager/event_log.h"
+#include "common/base/status.h"
+#include "worker/kv/layout.h"
+
+namespace kvist::services {
+namespace {
+
+constexpr std::chrono::milliseconds kBlocksInterval{100};
+
+void Raise(prometheus::Counter& counter, uint64_t from, uint64_t to) {
+  if (to > from) counter.Increment(static_cast<double>(to - from));
+}
+
+}  // namespace
+
+EngineMetrics::EngineMetrics(const worker::Backend& backend, WorkerMetrics* metrics)
+    : metrics_(metrics) {
+  for (const worker::PoolSpec& pool : backend.pools()) {
+    const std::string name =
+        absl::StrCat(pool.group, "/", ToAbsl(worker::KvFormatName(pool.format)));
+    auto& gauges = blocks_.emplace_back();
+    size_t i = 0;
+    for (const char* state : {"free", "reserved", "active", "cached", "moving"}) {
+      gauges[i++] = &metrics_->blocks.Add(metrics_->BlockLabels(name, state, "device"));
+    }
+    gauges[0]->Set(pool.num_blocks);
+  }
+}
+
+void EngineMetrics::Update(const worker::EngineStats& stats, const worker::EngineState& state,
+                           MonotonicTime now) {
+  metrics_->num_requests_running.Set(static_cast<double>(stats.running));
+  metrics_->num_requests_waiting.Set(static_cast<double>(stats.waiting));
+  Raise(metrics_->prefill_tokens_total, last_.prefill_tokens, stats.prefill_tokens);
+  Raise(metrics_->decode_tokens_total, last_.decode_tokens, stats.decode_tokens);
+  Raise(metrics_->prefix_cache_queries_total, last_.prefix_tokens_asked, stats.prefix_tokens_asked);
+  Raise(metrics_->prefix_cache_hits_total, last_.prefix_tokens_hit, stats.prefix_tokens_hit);
+  Raise(metrics_->num_preemptions_total, last_.preemptions, stats.preemptions);
+  if (stats.steps > last_.steps) {
+    metrics_->step_seconds.Observe(stats.last_step_seconds);
+    metrics_->batch_tokens.Observe(static_cast<double>(stats.last_batch_tokens));
+  }
+  last_ = stats;
+  const auto& evictions = state.events.evictions();
+  for (size_t i = 0; i < kEvictionCauses; ++i) {
+    Raise(*metrics_->evictions_total[i], last_evictions_[i], evictions[i]);
+  }
+  last_evictions_ = evictions;
+  if (now - last_blocks_ < kBlocksInterval && stats.running > 0) return;
+  last_blocks_ = now;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const cache_manager::PoolCounts counts = state.pools[i]->Counts();
+    const int32_t by_state[kStates] = {counts.free, counts.reserved, counts.active, counts.cached,
+                                       counts.moving};
+    for (size_t s = 0; s < kStates; ++s) blocks_[i][s]->Set(by_state[s]);
+  }
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,35 @@
+// Brings the worker's metrics up to date with its engine.
+#ifndef KVIST_SERVICES_WORKER_ENGINE_METRICS_H_
+#define KVIST_SERVICES_WORKER_ENGINE_METRICS_H_
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "prometheus/gauge.h"
+#include "services/runtime/metrics.h"
+#include "worker/engine/engine.h"
+
+namespace kvist::services {
+
+// Single-threaded: on the engine's thread.
+class EngineMetrics {
+ public:
+  // REQUIRES: metrics outlives it.
+  EngineMetrics(const worker::Backend& backend, WorkerMetrics* metrics);
+  // After a step. Block counts are looked at every 100 ms.
+  void Update(const worker::EngineStats& stats, const worker::EngineState& state, MonotonicTime now);
+
+ private:
+  static constexpr size_t kStates = 5;
+  WorkerMetrics* const metrics_;
+  worker::EngineStats last_;
+  std::array<uint64_t, kEvictionCauses> last_evictions_{};
+  MonotonicTime last_blocks_;
+  std::vector<std::array<prometheus::Gauge*, kStates>> blocks_;  // by pool
+};
+
+}  // namespace kvist::services
+
+#endif  // KVIST_SERVICES_WORKER_ENGINE_METRICS_H_

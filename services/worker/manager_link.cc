@@ -1,0 +1,168 @@
+#include "services/worker/manager_link.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/logging.h"
+#include "services/runtime/role_server.h"
+#include "services/worker/limits.h"
+
+namespace kvist::services {
+namespace {
+
+namespace cm = ::kvist::cache_manager;
+
+}  // namespace
+
+ManagerLink::ManagerLink(Options options)
+    : options_(std::move(options)),
+      stub_(v1::CacheManager::NewStub(ConnectTo(options_.manager_address))),
+      thread_([this] { Run(); }) {}
+
+ManagerLink::~ManagerLink() {
+  {
+    MutexLock lock(mutex_);
+    stopped_ = true;
+    if (context_ != nullptr) context_->TryCancel();
+  }
+  changed_.NotifyAll();
+  thread_.join();
+  // The state machine points into the engine's state: gone before the engine is.
+  options_.engine->RunBetweenSteps([this](worker::EngineState&) { side_.reset(); });
+}
+
+void ManagerLink::Wake() {
+  {
+    MutexLock lock(mutex_);
+    woken_ = true;
+  }
+  changed_.NotifyAll();
+}
+
+int64_t ManagerLink::NowMs() const {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             options_.clock->Now().time_since_epoch())
+      .count();
+}
+
+bool ManagerLink::WaitForWork(std::chrono::milliseconds time, bool* broken) {
+  const auto until = std::chrono::steady_clock::now() + time;
+  MutexLock lock(mutex_);
+  while (!woken_ && !stopped_ && (broken == nullptr || !broken_)) {
+    if (!changed_.WaitUntil(mutex_, until)) break;
+  }
+  woken_ = false;
+  if (broken != nullptr) *broken = broken_;
+  return !stopped_;
+}
+
+void ManagerLink::Run() {
+  auto backoff = kMinReconnectBackoff;
+  while (true) {
+    backoff = RunOnce() ? kMinReconnectBackoff : std::min(2 * backoff, kMaxReconnectBackoff);
+    const auto until = std::chrono::steady_clock::now() + backoff;
+    MutexLock lock(mutex_);
+    while (!stopped_) {
+      if (!changed_.WaitUntil(mutex_, until)) break;
+    }
+    if (stopped_) return;
+  }
+}
+
+bool ManagerLink::RunOnce() {
+  std::optional<cm::Hello> hello;
+  const bool engine_runs = options_.engine->RunBetweenSteps([&](worker::EngineState& state) {
+    if (side_ == nullptr) {
+      side_ = std::make_unique<cm::WorkerSide>(
+          options_.info, cm::WorkerSide::Sources{state.pools, &state.sessions, &state.events});
+    }
+    hello = side_->Connect(NowMs());
+  });
+  if (!engine_runs) return false;
+  grpc::ClientContext context;
+  {
+    MutexLock lock(mutex_);
+    if (stopped_) return false;
+    context_ = &context;
+    broken_ = welcomed_ = false;
+  }
+  const auto stream = stub_->WorkerStream(&context);
+  if (stream->Write(ToProto(*hello, options_.description))) {
+    std::thread reader([&] { ReadUntilBroken(*stream, context); });
+    WriteUntilBroken(*stream);
+    context.TryCancel();
+    reader.join();
+  }
+  const grpc::Status status = stream->Finish();
+  bool welcomed = false;
+  {
+    MutexLock lock(mutex_);
+    context_ = nullptr;
+    welcomed = welcomed_;
+  }
+  options_.engine->RunBetweenSteps([&](worker::EngineState&) { side_->Disconnect(); });
+  if (welcomed) {
+    options_.on_connected(false);
+    LogWarning("stream to the cache manager {} ended: {}", options_.manager_address,
+               status.error_message());
+  }
+  return welcomed;
+}
+
+void ManagerLink::WriteUntilBroken(Stream& stream) {
+  bool broken = false;
+  bool more = true;
+  while (!broken) {
+    if (!WaitForWork(more ? std::chrono::milliseconds(0) : kMaxEventDelay, &broken)) return;
+    std::vector<cm::WorkerMessage> messages;
+    const bool engine_runs = options_.engine->RunBetweenSteps([&](worker::EngineState& state) {
+      messages = side_->Poll(NowMs(), state.load, kMaxMessagesPerPoll);
+      more = side_->has_more();
+    });
+    if (!engine_runs) return;
+    for (const cm::WorkerMessage& message : messages) {
+      if (!stream.Write(ToProto(message, options_.description))) return;
+    }
+  }
+}
+
+void ManagerLink::ReadUntilBroken(Stream& stream, grpc::ClientContext& context) {
+  v1::ManagerMessage message;
+  while (stream.Read(&message)) {
+    if (Handle(message)) continue;
+    context.TryCancel();
+    break;
+  }
+  {
+    MutexLock lock(mutex_);
+    broken_ = true;
+  }
+  changed_.NotifyAll();
+}
+
+bool ManagerLink::Handle(const v1::ManagerMessage& message) {
+  auto plain = FromProto(message);
+  absl::Status status = plain.status();
+  if (status.ok()) {
+    const auto* command = std::get_if<cm::EvictCommand>(&*plain);
+    // Before the chains go, so that no running request of the session writes them anew.
+    if (command != nullptr && command->release) options_.cancel_session(command->session);
+    const bool engine_runs = options_.engine->RunBetweenSteps(
+        [&](worker::EngineState&) { status = side_->Receive(*plain); });
+    if (!engine_runs) return false;
+  }
+  if (!status.ok()) {
+    LogWarning("the cache manager {} sent what no manager sends: {}", options_.manager_address,
+               status.ToString());
+    return false;
+  }
+  if (message.has_welcome()) {
+    MutexLock lock(mutex_);
+    if (!welcomed_) options_.on_connected(true);
+    welcomed_ = true;
+  }
+  Wake();
+  return true;
+}
+
+}  // namespace kvist::services
