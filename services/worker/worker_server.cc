@@ -2,7 +2,6 @@
 
 #include <openssl/rand.h>
 
-#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -93,6 +92,7 @@ class Server final : public WorkerServer {
   const std::string& worker_id() const override { return worker_id_; }
 
   void Shutdown(std::chrono::milliseconds grace) override {
+    MutexLock one_at_a_time(shutdown_mutex_);
     if (server_ != nullptr) server_->SetReady(false);
     engine_.BeginDrain();
     service_.WaitUntilIdle(std::chrono::steady_clock::now() + grace, [] { return false; });
@@ -153,6 +153,7 @@ class Server final : public WorkerServer {
   WorkerMetrics metrics_;
   EngineMetrics engine_metrics_;  // the engine's thread's
   uint64_t announced_seq_ = 0;    // likewise
+  Mutex shutdown_mutex_;
   Mutex link_mutex_;
   ManagerLink* running_link_ ABSL_GUARDED_BY(link_mutex_) = nullptr;
   StreamRelay relay_;
