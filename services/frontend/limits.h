@@ -8,7 +8,6 @@
 
 namespace kvist::services {
 
-inline constexpr size_t kMaxIdBytes = 64;               // ids travel in every event and log line
 inline constexpr size_t kMaxModelNameBytes = 256;       // general.name of a model file may be a sentence
 inline constexpr size_t kMaxTextBytes = size_t{1} << 20;  // a megabyte of text is beyond every context served
 inline constexpr size_t kMaxChatMessages = 1024;        // each costs control tokens

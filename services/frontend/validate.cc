@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
 #include "common/text/utf8.h"
 #include "services/frontend/limits.h"
+#include "services/runtime/id_syntax.h"
 
 namespace kvist::services {
 namespace {
@@ -122,11 +122,7 @@ absl::Status CheckPrompt(const Prompt& prompt) {
 }  // namespace
 
 absl::Status ValidateId(std::string_view field, std::string_view id) {
-  const bool known = std::all_of(id.begin(), id.end(), [](unsigned char c) {
-    return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-';
-  });
-  if (!id.empty() && id.size() <= kMaxIdBytes && known) return absl::OkStatus();
-  return InvalidField(field, absl::StrCat("must be 1 to ", kMaxIdBytes, " of A-Z a-z 0-9 . _ -"));
+  return CheckId(field, id, EmptyId::kRefused);
 }
 
 absl::Status ValidateNewSessionId(std::string_view id) {

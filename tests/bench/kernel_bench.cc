@@ -94,6 +94,19 @@ void BenchmarkGate(benchmark::State& state, const KernelTable* table) {
   state.SetItemsProcessed(state.iterations() * kCols);
 }
 
+// Weights per second of packing at load.
+void BenchmarkPack(benchmark::State& state, gguf::TensorType type) {
+  constexpr int64_t kRows = 256;
+  std::mt19937 rng(5);
+  const std::vector<std::byte> source = RandomBlocks(type, kRows, kCols, rng);
+  AlignedArray<std::byte> packed(PackedBytes(type, kRows, kCols).value());
+  for (auto _ : state) {
+    PackPanels(type, kRows, kCols, source, 0, kRows / kPanelRows, packed.span());
+    benchmark::DoNotOptimize(packed.data());
+  }
+  state.SetItemsProcessed(state.iterations() * kRows * kCols);
+}
+
 void BenchmarkReadBandwidth(benchmark::State& state) {
   AlignedArray<uint64_t> memory(int64_t{256} << 17);
   for (auto _ : state) {
@@ -126,6 +139,10 @@ void RegisterAll() {
   benchmark::RegisterBenchmark("bound/read_bandwidth", BenchmarkReadBandwidth);
   if (__builtin_cpu_supports("avx2"))
     benchmark::RegisterBenchmark("bound/maddubs", BenchmarkMaddubs);
+  for (gguf::TensorType type : kAllTypes) {
+    const std::string title = "pack/" + std::string(gguf::TensorTypeName(type));
+    benchmark::RegisterBenchmark(title.c_str(), BenchmarkPack, type);
+  }
   for (const KernelTable* table : AvailableKernels()) {
     const std::string name(table->name);
     for (gguf::TensorType type : kAllTypes) {

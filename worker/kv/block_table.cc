@@ -36,8 +36,8 @@ int64_t KvCache::FirstNeeded(const CacheGroup& group, int64_t stored) const {
 
 int64_t KvCache::MostHeld(const CacheGroup& group) const {
   if (group.window == 0) return std::numeric_limits<int64_t>::max();
-  // The window and one token more, starting anywhere inside a block.
-  return CeilDiv<int64_t>(group.window + 1, block_tokens_) + 1;
+  // The window and one token more, starting at the end of a block.
+  return CeilDiv<int64_t>(group.window, block_tokens_) + 1;
 }
 
 int64_t KvCache::CapacityTokens() const {

@@ -212,6 +212,7 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
                  [&](double part) { report(*placement.tensor, part); });
     } else {
       FillVector(placement, at);
+      report(*placement.tensor, 1.0);
     }
     done_bytes += static_cast<int64_t>(placement.tensor->data.size());
     weights->step_bytes += placement.bytes;

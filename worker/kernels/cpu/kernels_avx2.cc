@@ -14,10 +14,13 @@
 namespace kvist::worker {
 namespace {
 
-#include "worker/kernels/cpu/attention.inc"
-#include "worker/kernels/cpu/elementwise.inc"
+// In the order of use.
+// clang-format off
 #include "worker/kernels/cpu/exponential.inc"
+#include "worker/kernels/cpu/elementwise.inc"
+#include "worker/kernels/cpu/attention.inc"
 #include "worker/kernels/cpu/product.inc"
+// clang-format on
 
 }  // namespace
 

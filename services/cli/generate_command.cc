@@ -1,0 +1,164 @@
+// kvist generate: one text from a prompt.
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <CLI/Validators.hpp>
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <string>
+
+#include "common/base/status.h"
+#include "services/cli/commands.h"
+#include "services/cli/generation_flags.h"
+#include "services/cli/interrupt.h"
+
+namespace kvist::services {
+namespace {
+
+struct GenerateFlags {
+  std::string prompt;
+  bool chat = false;
+  std::string system;
+  std::string endpoint;
+  std::string session;
+  std::string model;
+  int64_t timeout_ms = 0;
+  std::string output;
+  GenerationFlags generation;
+};
+
+v1::GenerateRequest MakeRequest(const GenerateFlags& flags, std::string prompt) {
+  v1::GenerateRequest request;
+  request.set_model(flags.model);
+  request.set_session_id(flags.session);
+  FillRequest(flags.generation, &request);
+  if (!flags.chat) {
+    request.mutable_text()->set_text(std::move(prompt));
+    return request;
+  }
+  if (!flags.system.empty()) {
+    v1::ChatMessage& system = *request.mutable_chat()->add_messages();
+    system.set_role(v1::ChatMessage::SYSTEM);
+    system.set_content(flags.system);
+  }
+  v1::ChatMessage& user = *request.mutable_chat()->add_messages();
+  user.set_role(v1::ChatMessage::USER);
+  user.set_content(std::move(prompt));
+  return request;
+}
+
+nlohmann::ordered_json LogprobsJson(const std::vector<v1::Token>& tokens) {
+  auto rows = nlohmann::ordered_json::array();
+  for (const v1::Token& token : tokens) {
+    auto top = nlohmann::ordered_json::array();
+    for (const v1::TokenLogprob& row : token.top_logprobs()) {
+      top.push_back({{"id", row.id()}, {"logprob", row.logprob()}});
+    }
+    rows.push_back({{"id", token.id()}, {"logprob", token.logprob()}, {"top", std::move(top)}});
+  }
+  return rows;
+}
+
+// The members of ARCHITECTURE.md, section 9, and what else is known.
+void PrintResult(const Generated& generated, bool logprobs) {
+  const v1::Finished& finished = generated.finished;
+  auto ids = nlohmann::ordered_json::array();
+  for (const v1::Token& token : generated.tokens) ids.push_back(token.id());
+  nlohmann::ordered_json json = {
+      {"text", generated.text},
+      {"token_ids", std::move(ids)},
+      {"finish_reason", FinishReasonText(finished.reason())},
+      {"prompt_tokens", finished.usage().prompt_tokens()},
+      {"cached_tokens", finished.usage().cached_tokens()},
+      {"timings",
+       {{"time_to_first_token_ms", finished.timings().time_to_first_token_ms()},
+        {"prefill_tokens_per_second", finished.timings().prefill_tokens_per_second()},
+        {"decode_tokens_per_second", finished.timings().decode_tokens_per_second()},
+        {"queue_ms", finished.timings().queue_ms()},
+        {"total_ms", finished.timings().total_ms()}}},
+      {"worker", generated.started.worker_id()},
+      {"session", generated.started.session_id()},
+      {"seed", generated.started.seed()},
+      {"request_id", generated.started.request_id()},
+      {"attempts", finished.attempts()}};
+  if (!generated.started.turn_id().empty()) json["turn"] = generated.started.turn_id();
+  if (finished.has_session_version()) json["session_version"] = finished.session_version();
+  if (finished.has_turn_saved()) json["turn_saved"] = finished.turn_saved();
+  if (logprobs) json["logprobs"] = LogprobsJson(generated.tokens);
+  PrintJson(json);
+}
+
+void PrintStatistics(const Generated& generated) {
+  const v1::Usage& usage = generated.finished.usage();
+  const v1::Timings& timings = generated.finished.timings();
+  std::fprintf(stderr,
+               "%lld prompt tokens (%lld cached), %lld new; first after %.0f ms; prompt %.1f tok/s, "
+               "answer %.1f tok/s; %s\n",
+               static_cast<long long>(usage.prompt_tokens()),
+               static_cast<long long>(usage.cached_tokens()),
+               static_cast<long long>(usage.generated_tokens()), timings.time_to_first_token_ms(),
+               timings.prefill_tokens_per_second(), timings.decode_tokens_per_second(),
+               std::string(FinishReasonText(generated.finished.reason())).c_str());
+}
+
+int RunGenerateCommand(const GenerateFlags& flags) {
+  Cancellation cancellation;
+  InterruptWatch interrupt([&](int) { cancellation.Cancel(); });
+  std::string prompt = flags.prompt;
+  if (prompt == "-") {
+    prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+  }
+  int exit_code = kExitOk;
+  const auto client = ConnectOrReport(flags.endpoint, &exit_code);
+  if (client == nullptr) return exit_code;
+  const bool json = flags.output == "json";
+  std::FILE* text_out = json ? stderr : stdout;
+  GenerateOptions options;
+  options.timeout = std::chrono::milliseconds(flags.timeout_ms);
+  options.cancellation = &cancellation;
+  options.on_delta = [&](const v1::Delta& delta) {
+    std::fwrite(delta.text().data(), 1, delta.text().size(), text_out);
+    std::fflush(text_out);
+  };
+  Generated generated;
+  const absl::Status status =
+      client->Generate(MakeRequest(flags, std::move(prompt)), options, &generated);
+  if (!generated.text.empty()) std::fprintf(text_out, "\n");
+  std::fflush(text_out);
+  if (!status.ok()) {
+    if (cancellation.cancelled()) return kExitInterrupted;
+    return ReportError(status);
+  }
+  PrintStatistics(generated);
+  if (json) PrintResult(generated, flags.generation.logprobs.has_value());
+  if (generated.finished.has_turn_saved() && !generated.finished.turn_saved()) {
+    std::fprintf(stderr, "kvist: warning: the session did not keep this turn\n");
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddGenerate(CLI::App& app, Run* run) {
+  auto flags = std::make_shared<GenerateFlags>();
+  CLI::App* command = AddCommand(
+      app, "generate", "Continue a text, or answer it with --chat.",
+      "  kvist generate \"The red cat was\" --max-new-tokens 50\n"
+      "  kvist generate \"Write a short story about a red cat.\" --chat --seed 1\n"
+      "  kvist generate \"Count:\" --output json --logprobs 3 --stop \"10\"\n"
+      "  echo \"Once upon a time\" | kvist generate -\n",
+      run, flags, &RunGenerateCommand);
+  command->add_option("prompt", flags->prompt, "the text; - reads standard input")->required();
+  command->add_flag("--chat", flags->chat, "apply the model's chat template");
+  command->add_option("--system", flags->system, "a system message before the prompt (with --chat)");
+  AddEndpointFlag(command, &flags->endpoint);
+  command->add_option("--session", flags->session, "a session (kvist sessions create) that remembers the text");
+  command->add_option("--model-name", flags->model, "where the server has several");
+  command->add_option("--timeout-ms", flags->timeout_ms, "give up after; 0: the server's limit")
+      ->check(CLI::NonNegativeNumber);
+  AddGenerationFlags(command, &flags->generation);
+  AddOutputFlag(command, &flags->output);
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,3 @@
+#include "services/cli/commands.h"
+
+int main(int argc, char** argv) { return kvist::services::RunCommandLine(argc, argv); }

@@ -1,0 +1,157 @@
+#include "services/cli/model_flags.h"
+
+#include <unistd.h>
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <CLI/Validators.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "worker/kv/layout.h"
+
+namespace kvist::services {
+namespace {
+
+struct KnownModel {
+  const char* name;
+  const char* file;
+};
+// As deploy/local/model.sh stores them.
+constexpr KnownModel kKnownModels[] = {{"smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"},
+                                       {"gemma3", "gemma-3-270m-q4_k_m.gguf"}};
+
+std::filesystem::path ModelFolder() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && *cache != '\0') return std::filesystem::path(cache) / "kvist" / "models";
+  const char* home = std::getenv("HOME");
+  return std::filesystem::path(home == nullptr ? "." : home) / ".cache" / "kvist" / "models";
+}
+
+// Prints how far loading has come, when it has come a tenth further.
+class LoadProgress {
+ public:
+  LoadProgress() : in_place_(isatty(STDERR_FILENO) != 0) {}
+  void operator()(int64_t done_bytes, int64_t all_bytes) {
+    if (all_bytes <= 0) return;
+    const int64_t tenth = 10 * done_bytes / all_bytes;
+    if (tenth == last_tenth_) return;
+    last_tenth_ = tenth;
+    const char* end = in_place_ && tenth < 10 ? "" : "\n";
+    std::fprintf(stderr, "%sloading the model: %3d %%%s", in_place_ ? "\r" : "",
+                 static_cast<int>(10 * tenth), end);
+    std::fflush(stderr);
+  }
+
+ private:
+  bool in_place_;
+  int64_t last_tenth_ = -1;
+};
+
+}  // namespace
+
+void AddModelFlag(CLI::App* command, std::string* model) {
+  command
+      ->add_option("--model", *model,
+                   "a GGUF file, or smollm2 or gemma3 (from the model folder under XDG_CACHE_HOME)")
+      ->envname("KVIST_MODEL")
+      ->required();
+}
+
+void AddComputeFlags(CLI::App* command, ModelFlags* flags) {
+  command->add_option("--threads", flags->threads, "threads to compute with; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->envname("KVIST_THREADS")
+      ->capture_default_str();
+  command->add_option("--kernels", flags->kernels, "auto, scalar, avx2")
+      ->envname("KVIST_KERNELS")
+      ->capture_default_str();
+  command
+      ->add_option("--weights", flags->weights,
+                   "native: as stored, 8-bit activations; float32: all in float, slow, exact")
+      ->check(CLI::IsMember({"native", "float32"}))
+      ->capture_default_str();
+}
+
+void AddCacheFlags(CLI::App* command, ModelFlags* flags) {
+  command->add_option("--kv-formats", flags->kv_formats, "served formats, the first is the default: f16,f32,bf16")
+      ->delimiter(',')
+      ->envname("KVIST_KV_FORMATS")
+      ->capture_default_str();
+  command
+      ->add_option("--kv-memory", flags->kv_memory_bytes,
+                   "memory of the KV cache, as 512MB or 2GB; 0: a quarter of what is free")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->envname("KVIST_KV_MEMORY");
+  command->add_option("--context", flags->context_tokens, "tokens of context; 0: the model's, up to 8192")
+      ->check(CLI::NonNegativeNumber)
+      ->envname("KVIST_CONTEXT")
+      ->capture_default_str();
+  command->add_option("--block-tokens", flags->block_tokens, "tokens per KV block: 16, 32, 64 or 128")
+      ->check(CLI::IsMember({16, 32, 64, 128}))
+      ->capture_default_str();
+  command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one step at most")
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str();
+}
+
+absl::StatusOr<std::string> ResolveModel(const std::string& model) {
+  if (model.empty()) return InvalidField("--model", "must name a GGUF file");
+  for (const KnownModel& known : kKnownModels) {
+    if (model != known.name) continue;
+    const std::filesystem::path path = ModelFolder() / known.file;
+    std::error_code error;
+    if (std::filesystem::exists(path, error)) return path.string();
+    return absl::NotFoundError(absl::StrCat("--model ", model, ": there is no ", path.string(),
+                                            "; ./deploy/local/quickstart.sh downloads it"));
+  }
+  return model;
+}
+
+absl::StatusOr<std::unique_ptr<const gguf::File>> OpenModel(const std::string& model) {
+  KVIST_ASSIGN_OR_RETURN(const std::string path, ResolveModel(model));
+  auto file = gguf::File::Open(path);
+  if (file.ok()) return file;
+  return absl::Status(file.status().code(),
+                      absl::StrCat("--model ", path, ": ", file.status().message()));
+}
+
+absl::StatusOr<worker::CpuBackendOptions> BackendOptions(const ModelFlags& flags) {
+  worker::CpuBackendOptions options;
+  options.threads = flags.threads;
+  options.kernels = flags.kernels;
+  options.weights = flags.weights;
+  options.context_tokens = flags.context_tokens;
+  options.block_tokens = flags.block_tokens;
+  options.kv_bytes = static_cast<int64_t>(flags.kv_memory_bytes);
+  options.max_batch_tokens = flags.max_batch_tokens;
+  options.kv_formats.clear();
+  for (const std::string& name : flags.kv_formats) {
+    const auto format = worker::KvFormatFromName(name);
+    if (!format.ok()) return InvalidField("--kv-formats", std::string(format.status().message()));
+    options.kv_formats.push_back(*format);
+  }
+  if (options.kv_formats.empty()) return InvalidField("--kv-formats", "must name at least one");
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<worker::Backend>> LoadBackend(const gguf::File& file,
+                                                             worker::CpuBackendOptions options) {
+  options.progress = LoadProgress();
+  auto backend = worker::CreateCpuBackend(file, options);
+  if (!backend.ok()) return backend.status();
+  std::fprintf(stderr, "%s on %s\n", (*backend)->model().name.c_str(),
+               (*backend)->description().c_str());
+  return backend;
+}
+
+absl::StatusOr<std::unique_ptr<const text::Tokenizer>> LoadTokenizer(const gguf::File& file) {
+  KVIST_ASSIGN_OR_RETURN(text::Vocabulary vocabulary, text::ReadVocabulary(file));
+  return text::Tokenizer::Create(std::move(vocabulary));
+}
+
+}  // namespace kvist::services

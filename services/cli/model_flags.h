@@ -1,0 +1,53 @@
+// Flags that name a model and how it runs on this machine, and loading it by them.
+#ifndef KVIST_SERVICES_CLI_MODEL_FLAGS_H_
+#define KVIST_SERVICES_CLI_MODEL_FLAGS_H_
+
+#include <CLI/App.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/gguf/gguf_file.h"
+#include "common/text/tokenizer.h"
+#include "worker/backend/backend.h"
+#include "worker/backend/cpu_backend.h"
+
+namespace kvist::services {
+
+struct ModelFlags {
+  std::string model;
+  int threads = 0;
+  std::string kernels = "auto";
+  std::string weights = "native";
+  std::vector<std::string> kv_formats = {"f16"};
+  uint64_t kv_memory_bytes = 0;
+  int64_t context_tokens = 0;
+  int32_t block_tokens = 16;
+  int64_t max_batch_tokens = 512;
+};
+
+// --model, KVIST_MODEL.
+void AddModelFlag(CLI::App* command, std::string* model);
+// --threads, --kernels, --weights.
+void AddComputeFlags(CLI::App* command, ModelFlags* flags);
+// --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
+void AddCacheFlags(CLI::App* command, ModelFlags* flags);
+
+// "smollm2" and "gemma3" name files in ${XDG_CACHE_HOME:-~/.cache}/kvist/models, anything else is a path. NOT_FOUND saying how to get
+// it; INVALID_ARGUMENT for none.
+absl::StatusOr<std::string> ResolveModel(const std::string& model);
+absl::StatusOr<std::unique_ptr<const gguf::File>> OpenModel(const std::string& model);
+// INVALID_ARGUMENT naming the flag.
+absl::StatusOr<worker::CpuBackendOptions> BackendOptions(const ModelFlags& flags);
+
+// Loads with progress on stderr, if that is a terminal in place, else a line per tenth.
+absl::StatusOr<std::unique_ptr<worker::Backend>> LoadBackend(const gguf::File& file,
+                                                             worker::CpuBackendOptions options);
+absl::StatusOr<std::unique_ptr<const text::Tokenizer>> LoadTokenizer(const gguf::File& file);
+
+}  // namespace kvist::services
+
+#endif  // KVIST_SERVICES_CLI_MODEL_FLAGS_H_

@@ -1,0 +1,158 @@
+// kvist frontend, kvist cache-manager, kvist worker: one role per process.
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <CLI/Validators.hpp>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/status.h"
+#include "services/cache_manager/cache_manager_server.h"
+#include "services/cli/commands.h"
+#include "services/cli/model_flags.h"
+#include "services/cli/role_flags.h"
+#include "services/frontend/frontend_server.h"
+#include "services/worker/worker_server.h"
+
+namespace kvist::services {
+namespace {
+
+struct FrontendFlags {
+  RoleFlags role;
+  std::string cache_manager = kCacheManagerDefaults.grpc;
+  std::vector<std::string> workers;
+  std::string cluster_secret;
+  int max_requests = 256;
+};
+
+int RunFrontend(const FrontendFlags& flags) {
+  ShutdownSignal signal;
+  FrontendServerOptions options;
+  options.cache_manager_address = flags.cache_manager;
+  options.worker_addresses = flags.workers;
+  options.cluster_secret = flags.cluster_secret;
+  options.max_running_requests = flags.max_requests;
+  options.server = ServerOptions(flags.role);
+  auto server = FrontendServer::Start(options);
+  if (!server.ok()) return ReportLocalError(server.status());
+  // It listens and says so; whether it has workers is what /readyz and health tell.
+  PrintReady({{"grpc", (*server)->server().grpc_address()},
+              {"metrics", (*server)->server().metrics_address()}});
+  ServeUntilSignal(signal, flags.role, [&](auto grace) { (*server)->Shutdown(grace); });
+  return kExitOk;
+}
+
+struct CacheManagerFlags {
+  RoleFlags role;
+  std::string data_dir;
+};
+
+int RunCacheManager(const CacheManagerFlags& flags) {
+  ShutdownSignal signal;
+  CacheManagerServerOptions options;
+  options.data_dir = flags.data_dir;
+  options.server = ServerOptions(flags.role);
+  auto server = CacheManagerServer::Start(options);
+  if (!server.ok()) return ReportLocalError(server.status());
+  PrintReady({{"grpc", (*server)->server().grpc_address()},
+              {"metrics", (*server)->server().metrics_address()}});
+  ServeUntilSignal(signal, flags.role, [&](auto grace) { (*server)->Shutdown(grace); });
+  return kExitOk;
+}
+
+struct WorkerFlags {
+  RoleFlags role;
+  ModelFlags model;
+  std::string cache_manager = kCacheManagerDefaults.grpc;
+  std::string id;
+  std::string advertise;
+  std::string chat_template;
+  int max_sequences = 64;
+};
+
+absl::StatusOr<std::unique_ptr<WorkerServer>> StartWorker(const WorkerFlags& flags) {
+  KVIST_ASSIGN_OR_RETURN(worker::CpuBackendOptions backend_options, BackendOptions(flags.model));
+  KVIST_ASSIGN_OR_RETURN(const std::string path, ResolveModel(flags.model.model));
+  KVIST_ASSIGN_OR_RETURN(const auto file, OpenModel(path));
+  KVIST_ASSIGN_OR_RETURN(auto backend, LoadBackend(*file, backend_options));
+  WorkerServerOptions options;
+  options.worker_id = flags.id;
+  options.cache_manager_address = flags.cache_manager;
+  options.advertise_address = flags.advertise;
+  options.model_path = path;
+  options.chat_template = flags.chat_template;
+  options.engine.max_running_sequences = flags.max_sequences;
+  options.engine.max_step_tokens = flags.model.max_batch_tokens;
+  options.server = ServerOptions(flags.role);
+  return WorkerServer::Start(options, std::move(backend));
+}
+
+int RunWorker(const WorkerFlags& flags) {
+  ShutdownSignal signal;
+  auto server = StartWorker(flags);
+  if (!server.ok()) return ReportLocalError(server.status());
+  PrintReady({{"grpc", (*server)->server().grpc_address()},
+              {"metrics", (*server)->server().metrics_address()},
+              {"worker", (*server)->worker_id()}});
+  ServeUntilSignal(signal, flags.role, [&](auto grace) { (*server)->Shutdown(grace); });
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddFrontend(CLI::App& app, Run* run) {
+  auto flags = std::make_shared<FrontendFlags>();
+  CLI::App* command = AddCommand(
+      app, "frontend", "Serve clients: text, sessions, routing.",
+      "  kvist frontend --cache-manager 127.0.0.1:7071\n"
+      "  kvist frontend --cache-manager \"\" --worker 127.0.0.1:7072\n",
+      run, flags, &RunFrontend);
+  AddRoleFlags(command, kFrontendDefaults, &flags->role);
+  command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none, so no sessions")
+      ->envname("KVIST_CACHE_MANAGER")
+      ->capture_default_str();
+  command->add_option("--worker", flags->workers, "a worker beside those that the manager knows; may be repeated")
+      ->envname("KVIST_WORKERS");
+  command->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
+      ->envname("KVIST_CLUSTER_SECRET");
+  command->add_option("--max-requests", flags->max_requests, "running at once; one more is refused")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+}
+
+void AddCacheManager(CLI::App& app, Run* run) {
+  auto flags = std::make_shared<CacheManagerFlags>();
+  CLI::App* command = AddCommand(
+      app, "cache-manager", "Keep sessions, and the mirror of every worker's KV blocks.",
+      "  kvist cache-manager --data-dir /var/lib/kvist\n", run, flags, &RunCacheManager);
+  AddRoleFlags(command, kCacheManagerDefaults, &flags->role);
+  command->add_option("--data-dir", flags->data_dir, "folder of the session store; none: sessions end with the process")
+      ->envname("KVIST_DATA_DIR");
+}
+
+void AddWorker(CLI::App& app, Run* run) {
+  auto flags = std::make_shared<WorkerFlags>();
+  CLI::App* command =
+      AddCommand(app, "worker", "Run a model.",
+                 "  kvist worker --model smollm2 --cache-manager 127.0.0.1:7071\n"
+                 "  kvist worker --model m.gguf --kv-formats f16,f32 --kv-memory 2GB --threads 8\n",
+                 run, flags, &RunWorker);
+  AddRoleFlags(command, kWorkerDefaults, &flags->role);
+  AddModelFlag(command, &flags->model.model);
+  AddComputeFlags(command, &flags->model);
+  AddCacheFlags(command, &flags->model);
+  command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none")
+      ->envname("KVIST_CACHE_MANAGER")
+      ->capture_default_str();
+  command->add_option("--id", flags->id, "the worker's name; none: drawn")->envname("KVIST_WORKER_ID");
+  command->add_option("--advertise", flags->advertise, "address told to others; none: the one it listens on")
+      ->envname("KVIST_ADVERTISE");
+  command->add_option("--chat-template", flags->chat_template, "chatml, llama3 or gemma; none: recognise the file's")
+      ->envname("KVIST_CHAT_TEMPLATE");
+  command->add_option("--max-sequences", flags->max_sequences, "running at once")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+}
+
+}  // namespace kvist::services

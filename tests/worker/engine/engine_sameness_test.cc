@@ -1,0 +1,204 @@
+// Tiny models on the CPU backend: token ids and log probabilities are equal in every bit, however a request was run.
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/support/hash_reference.h"
+#include "tests/support/recording_sink.h"
+#include "tests/support/simulated_clock.h"
+#include "tests/support/tiny_model.h"
+#include "worker/backend/cpu_backend.h"
+#include "worker/engine/engine_core.h"
+
+namespace kvist::worker {
+namespace {
+
+// One way to run requests.
+struct Arrangement {
+  int32_t block_tokens = 16;
+  int32_t blocks_per_pool = 200;
+  int threads = 1;
+  std::string kernels = "auto";
+  int64_t max_step_tokens = 256;
+  int32_t max_running_sequences = 8;
+};
+
+// What can be observed of an answer, with floats as bits.
+struct Answer {
+  std::vector<int32_t> ids;
+  std::vector<uint32_t> logprob_bits;  // the chosen token's and the 20 best, per token
+  int64_t cached_tokens = 0;
+  int64_t preemptions = 0;
+
+  bool SameTokensAndBits(const Answer& other) const {
+    return ids == other.ids && logprob_bits == other.logprob_bits;
+  }
+};
+
+Answer AnswerOf(const RecordingSink& sink) {
+  Answer answer;
+  answer.ids = sink.ids;
+  for (const TokenOutput& output : sink.outputs) {
+    answer.logprob_bits.push_back(std::bit_cast<uint32_t>(output.logprob.value_or(1.0f)));
+    for (const TokenLogprob& top : output.top_logprobs) {
+      answer.logprob_bits.push_back(static_cast<uint32_t>(top.id));
+      answer.logprob_bits.push_back(std::bit_cast<uint32_t>(top.logprob));
+    }
+  }
+  answer.cached_tokens = sink.finished->cached_tokens;
+  answer.preemptions = sink.finished->preemptions;
+  return answer;
+}
+
+class EngineSamenessTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<EngineCore> MakeCore(const Arrangement& arrangement) {
+    CpuBackendOptions options = kvist::testing::TinyOptions();
+    options.threads = arrangement.threads;
+    options.kernels = arrangement.kernels;
+    options.block_tokens = arrangement.block_tokens;
+    options.blocks_per_pool = arrangement.blocks_per_pool;
+    options.max_batch_tokens = arrangement.max_step_tokens;
+    return std::make_unique<EngineCore>(
+        EngineOptions{.max_running_sequences = arrangement.max_running_sequences,
+                      .max_step_tokens = arrangement.max_step_tokens},
+        kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
+  }
+
+  std::shared_ptr<RecordingSink> Add(EngineCore& core, GenerateRequest request) {
+    const absl::Status status = PrepareRequest(core.limits(), &request);
+    EXPECT_TRUE(status.ok()) << status;
+    auto sink = std::make_shared<RecordingSink>();
+    core.Add(std::move(request), sink, clock_.Now());
+    return sink;
+  }
+
+  void RunToEnd(EngineCore& core) {
+    while (!core.idle()) {
+      ASSERT_TRUE(core.Step());
+      const absl::Status status = core.CheckInvariants();
+      ASSERT_TRUE(status.ok()) << status;
+    }
+  }
+
+  Answer RunAlone(EngineCore& core, const GenerateRequest& request) {
+    auto sink = Add(core, request);
+    RunToEnd(core);
+    return AnswerOf(*sink);
+  }
+  Answer RunCold(const Arrangement& arrangement, const GenerateRequest& request) {
+    return RunAlone(*MakeCore(arrangement), request);
+  }
+
+  // Greedy and sampled ones, of several lengths, two of them with a common stem.
+  std::vector<GenerateRequest> Requests() {
+    std::vector<GenerateRequest> requests;
+    for (int i = 0; i < 6; ++i) {
+      GenerateRequest request = RequestOf(Numbered("r", i), Ids(9 + 17 * i, i / 2), 24 + i);
+      request.sampling.logprobs = 20;
+      if (i % 2 == 1) {
+        request.sampling.temperature = 0.8f;
+        request.sampling.top_p = 0.9f;
+        request.sampling.seed = 99 + static_cast<uint64_t>(i);
+      }
+      requests.push_back(std::move(request));
+    }
+    return requests;
+  }
+
+  SimulatedClock clock_;
+};
+
+TEST_P(EngineSamenessTest, EveryArrangementGivesTheSameAlone) {
+  const GenerateRequest request = Requests()[5];
+  const Answer expected = RunCold({}, request);
+  ASSERT_EQ(expected.ids.size(), 29u);
+  for (const Arrangement& arrangement : std::vector<Arrangement>{{.block_tokens = 32},
+                                               {.block_tokens = 64},
+                                               {.threads = 2},
+                                               {.kernels = "scalar"},
+                                               {.max_step_tokens = 8},
+                                               {.max_step_tokens = 13},
+                                               {.max_step_tokens = 1, .max_running_sequences = 1}}) {
+    EXPECT_TRUE(RunCold(arrangement, request).SameTokensAndBits(expected))
+        << "block tokens " << arrangement.block_tokens << ", threads " << arrangement.threads << ", "
+        << arrangement.kernels << ", step tokens " << arrangement.max_step_tokens;
+  }
+}
+
+TEST_P(EngineSamenessTest, MixedBatchesGiveTheSameAsAlone) {
+  const std::vector<GenerateRequest> requests = Requests();
+  auto core = MakeCore({.threads = 2, .max_step_tokens = 40});
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (const GenerateRequest& request : requests) {
+    sinks.push_back(Add(*core, request));
+    core->Step();
+  }
+  RunToEnd(*core);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
+  }
+}
+
+TEST_P(EngineSamenessTest, APrefixHitGivesTheSameAsACold) {
+  auto core = MakeCore({});
+  for (const int64_t length : {90, 80, 75, 96, 33, 90}) {
+    // Hits of whole blocks and of parts of one, behind and beyond the window.
+    GenerateRequest request = RequestOf("a", Ids(length, 1), 12);
+    request.sampling.logprobs = 20;
+    const Answer warm = RunAlone(*core, request);
+    const Answer cold = RunCold({}, request);
+    EXPECT_TRUE(warm.SameTokensAndBits(cold)) << length;
+    EXPECT_EQ(cold.cached_tokens, 0);
+  }
+  const Answer last = RunAlone(*core, RequestOf("a", Ids(90, 1), 1));
+  EXPECT_EQ(last.cached_tokens, 89);
+}
+
+TEST_P(EngineSamenessTest, WithoutACacheItIsTheSame) {
+  for (GenerateRequest request : Requests()) {
+    const Answer paged = RunCold({}, request);
+    request.cache.kind = CacheKind::kNone;
+    EXPECT_TRUE(RunCold({.max_step_tokens = 32}, request).SameTokensAndBits(paged));
+  }
+}
+
+TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
+  const std::vector<GenerateRequest> requests = Requests();
+  auto core = MakeCore({.blocks_per_pool = 9});
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    GenerateRequest request = requests[i];
+    request.priority = static_cast<int32_t>(i);  // later ones push earlier ones out
+    sinks.push_back(Add(*core, request));
+    for (int step = 0; step < 3; ++step) core->Step();
+  }
+  RunToEnd(*core);
+  int64_t preemptions = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Answer answer = AnswerOf(*sinks[i]);
+    EXPECT_TRUE(answer.SameTokensAndBits(RunCold({}, requests[i]))) << i;
+    preemptions += answer.preemptions;
+  }
+  EXPECT_GT(preemptions, 0);
+}
+
+std::string NameOf(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '.', '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(TinyModels, EngineSamenessTest,
+                         ::testing::Values("llama_a.Q4_1", "llama_k.Q4_K",
+                                         "qwen2_a.Q8_0", "gemma3_a.Q4_0",
+                                         "gemma3_a.F32"),
+                         NameOf);
+
+}  // namespace
+}  // namespace kvist::worker
