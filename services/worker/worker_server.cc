@@ -55,7 +55,8 @@ cm::WorkerInfo InfoOf(const worker::Backend& backend, const v1::GetModelResponse
   return info;
 }
 
-// Members are destroyed in the reverse of the order in which data flows: link, server, service, engine, relay.
+// Members are destroyed in the reverse of the order in which data flows: link, server, service,
+// engine, relay.
 class Server final : public WorkerServer {
  public:
   Server(const WorkerServerOptions& options, std::unique_ptr<worker::Backend> backend,
@@ -116,8 +117,8 @@ class Server final : public WorkerServer {
   }
 
   void StartLink() {
-    const std::string& address = options_.advertise_address.empty() ? server_->grpc_address()
-                                                                    : options_.advertise_address;
+    const std::string& address =
+        options_.advertise_address.empty() ? server_->grpc_address() : options_.advertise_address;
     link_ = std::make_unique<ManagerLink>(ManagerLink::Options{
         .manager_address = options_.cache_manager_address,
         .info = InfoOf(engine_.backend(), model_, address),
@@ -130,8 +131,8 @@ class Server final : public WorkerServer {
     running_link_ = link_.get();
   }
 
-  // On the engine's thread. The link polls by RunBetweenSteps, which ends here too: only events wake it, or the two would
-  // wake each other for ever.
+  // On the engine's thread. The link polls by RunBetweenSteps, which ends here too: only events
+  // wake it, or the two would wake each other for ever.
   void OnStep() {
     const worker::EngineStats stats = engine_.stats();
     uint64_t last_seq = 0;

@@ -16,6 +16,7 @@
 
 #include "cache_manager/event_log.h"
 #include "cache_manager/snapshot.h"
+#include "common/base/mutex.h"
 #include "proto/kvist/v1/cache_manager.grpc.pb.h"
 #include "proto/kvist/v1/session.grpc.pb.h"
 #include "proto/kvist/v1/worker.grpc.pb.h"
@@ -35,7 +36,11 @@ inline bool WaitFor(const std::function<bool()>& condition) {
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    // What is waited for happens behind a connection: nothing here could be notified.
+    Mutex mutex;
+    CondVar never;
+    MutexLock lock(mutex);
+    never.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(2));
   }
   return true;
 }
@@ -47,7 +52,8 @@ inline std::unique_ptr<CacheManagerServer> StartManager(CacheManagerServerOption
 }
 
 // On the address of one that was stopped just now.
-inline std::unique_ptr<CacheManagerServer> RestartManager(const CacheManagerServerOptions& options) {
+inline std::unique_ptr<CacheManagerServer> RestartManager(
+    const CacheManagerServerOptions& options) {
   std::unique_ptr<CacheManagerServer> manager;
   EXPECT_TRUE(WaitFor([&] {
     auto started = CacheManagerServer::Start(options);
@@ -67,8 +73,8 @@ inline TestWorker StartWorker(const worker::HashBackendOptions& backend,
                               WorkerServerOptions options = {}) {
   TestWorker result;
   result.control = std::make_shared<worker::HashBackendControl>();
-  auto started = WorkerServer::Start(
-      options, std::make_unique<worker::HashBackend>(backend, result.control));
+  auto started =
+      WorkerServer::Start(options, std::make_unique<worker::HashBackend>(backend, result.control));
   EXPECT_TRUE(started.ok()) << started.status();
   if (!started.ok()) return result;
   result.server = *std::move(started);
@@ -90,7 +96,9 @@ inline v1::WorkerGenerateRequest MakeRequest(const std::string& id, std::vector<
 // Tokens 1, 2, ... below a small vocabulary, different for each `start`.
 inline std::vector<int32_t> Prompt(int32_t start, size_t tokens) {
   std::vector<int32_t> ids(tokens);
-  for (size_t i = 0; i < tokens; ++i) ids[i] = static_cast<int32_t>((static_cast<size_t>(start) * 7 + i * (1 + static_cast<size_t>(start) % 5)) % 60);
+  for (size_t i = 0; i < tokens; ++i)
+    ids[i] = static_cast<int32_t>(
+        (static_cast<size_t>(start) * 7 + i * (1 + static_cast<size_t>(start) % 5)) % 60);
   return ids;
 }
 
@@ -102,16 +110,17 @@ struct Generated {
 };
 
 // Reads a whole stream; `on_message` may cancel the context.
-inline Generated Generate(v1::Worker::Stub& stub, const v1::WorkerGenerateRequest& request,
-                          grpc::ClientContext& context,
-                          const std::function<void(const v1::WorkerGenerateResponse&)>& on_message = {}) {
+inline Generated Generate(
+    v1::Worker::Stub& stub, const v1::WorkerGenerateRequest& request, grpc::ClientContext& context,
+    const std::function<void(const v1::WorkerGenerateResponse&)>& on_message = {}) {
   context.set_wait_for_ready(true);
   Generated result;
   const auto stream = stub.Generate(&context, request);
   v1::WorkerGenerateResponse message;
   while (stream->Read(&message)) {
     for (const v1::Token& token : message.tokens().tokens()) {
-      EXPECT_EQ(token.index(), static_cast<int64_t>(result.ids.size()) + request.generated_ids_size());
+      EXPECT_EQ(token.index(),
+                static_cast<int64_t>(result.ids.size()) + request.generated_ids_size());
       result.ids.push_back(token.id());
     }
     if (message.has_finished()) result.finished = message.finished();
@@ -136,7 +145,8 @@ inline std::set<std::string> BlocksOfPool(worker::Engine& engine) {
       const auto slice = snapshot.NextSlice(1000);
       for (const cache_manager::Event& event : slice.events) {
         const auto* stored = std::get_if<cache_manager::BlockStored>(&event);
-        if (stored != nullptr) blocks.insert(std::to_string(stored->pool) + "/" + stored->key.Hex());
+        if (stored != nullptr)
+          blocks.insert(std::to_string(stored->pool) + "/" + stored->key.Hex());
       }
       if (slice.last) return;
     }

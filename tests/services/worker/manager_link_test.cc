@@ -35,9 +35,11 @@ class ManagerLinkTest : public testing::Test {
     request.set_session_id(session);
     v1::GetSessionMemoryResponse response;
     const grpc::Status status = stub_->GetSessionMemory(&context, request, &response);
-    return status.ok() && response.sessions_size() == 1 ? response.sessions(0) : v1::SessionMemory();
+    return status.ok() && response.sessions_size() == 1 ? response.sessions(0)
+                                                        : v1::SessionMemory();
   }
-  Generated RunSession(const std::string& session, std::vector<int32_t> prompt, int64_t new_tokens) {
+  Generated RunSession(const std::string& session, std::vector<int32_t> prompt,
+                       int64_t new_tokens) {
     v1::WorkerGenerateRequest request =
         MakeRequest("r" + std::to_string(next_request_++), std::move(prompt), new_tokens);
     request.set_session_id(session);
@@ -85,7 +87,8 @@ TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterward
   StartBoth({.context_tokens = 4096, .max_batch_tokens = 256});
   RunSession("before", Prompt(2, 100), 10);
   ExpectMirrorIsPool(*stub_, *worker_.server);
-  // The client stops reading until the manager is gone, so that the generation is under way then and ends after it.
+  // The client stops reading until the manager is gone, so that the generation is under way then
+  // and ends after it.
   std::promise<void> killed;
   std::shared_future<void> was_killed = killed.get_future().share();
   Generated result;
@@ -125,9 +128,8 @@ TEST_F(ManagerLinkTest, EventsLostBeforeTheManagerCameAreMadeGoodByASnapshot) {
   worker_ = StartWorker({.num_blocks = 16}, options);
   for (int i = 0; i < 10; ++i) RunSession("s" + std::to_string(i), Prompt(i, 64), 20);
   // As after an overflow: what waits is gone, and the numbers jump.
-  worker_.server->engine().RunBetweenSteps([](worker::EngineState& state) {
-    state.events.DropThrough(state.events.last_seq());
-  });
+  worker_.server->engine().RunBetweenSteps(
+      [](worker::EngineState& state) { state.events.DropThrough(state.events.last_seq()); });
   CacheManagerServerOptions again;
   again.server.grpc_address = address_;
   manager_ = RestartManager(again);
@@ -221,8 +223,9 @@ TEST_F(ManagerLinkTest, DeletingASessionCancelsItsRequestAndFreesItsBlocks) {
     v1::WorkerGenerateRequest request = MakeRequest("long", Prompt(3, 64), 900);
     request.set_session_id("chat");
     grpc::ClientContext context;
-    result = Generate(*worker_.stub, request, context,
-                      [&](const v1::WorkerGenerateResponse& m) { begun = begun || m.has_tokens(); });
+    result = Generate(*worker_.stub, request, context, [&](const v1::WorkerGenerateResponse& m) {
+      begun = begun || m.has_tokens();
+    });
   });
   ASSERT_TRUE(WaitFor([&] { return begun && MemoryOf("chat").blocks() > 0; }));
   grpc::ClientContext context;
@@ -251,15 +254,15 @@ TEST_F(ManagerLinkTest, AfterRequestsWithRandomCancelsNothingIsActiveAndTheMirro
     clients.emplace_back([&, c] {
       std::mt19937 random(static_cast<uint32_t>(c));
       for (int i = 0; i < per_client; ++i) {
-        v1::WorkerGenerateRequest request =
-            MakeRequest("c" + std::to_string(c) + "-" + std::to_string(i),
-                        Prompt(static_cast<int32_t>(random() % 9), 1 + random() % 120),
-                        1 + random() % 60);
+        v1::WorkerGenerateRequest request = MakeRequest(
+            "c" + std::to_string(c) + "-" + std::to_string(i),
+            Prompt(static_cast<int32_t>(random() % 9), 1 + random() % 120), 1 + random() % 60);
         request.set_session_id("s" + std::to_string(random() % 20));
         const size_t cancel_after = random() % 3 == 0 ? random() % 10 : 1000;
         grpc::ClientContext context;
         if (random() % 11 == 0) {
-          context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(random() % 20));
+          context.set_deadline(std::chrono::system_clock::now() +
+                               std::chrono::milliseconds(random() % 20));
         }
         size_t messages = 0;
         const Generated result =

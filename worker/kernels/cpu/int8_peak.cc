@@ -16,8 +16,8 @@ volatile int32_t sink;
 __attribute__((target("avx2"))) int64_t RunAvx2(int64_t iterations) {
   const __m256i a = _mm256_set1_epi8(3);
   const __m256i ones = _mm256_set1_epi16(1);
-  std::array<__m256i, kChains> sums;
-  std::array<__m256i, kChains> b;
+  __m256i sums[kChains];
+  __m256i b[kChains];
   for (int i = 0; i < kChains; ++i) {
     sums[i] = _mm256_setzero_si256();
     b[i] = _mm256_set1_epi8(static_cast<char>(i));
