@@ -221,7 +221,6 @@ absl::StatusOr<cm::ManagerMessage> EvictFromProto(const v1::EvictCommand& evict)
 }
 
 // --- to the wire
-// --------------------------------------------------------------------------------------------------
 
 std::string BytesOfKeys(const std::vector<cm::BlockKey>& keys) {
   std::string bytes;

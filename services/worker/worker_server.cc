@@ -68,7 +68,7 @@ class Server final : public WorkerServer {
         metrics_(*registry_, worker_id_),
         engine_metrics_(*backend, &metrics_),
         relay_(clock_),
-        engine_(EngineOptions(), std::move(backend), clock_),
+        engine_(MakeEngineOptions(), std::move(backend), clock_),
         service_({.engine = &engine_,
                   .relay = &relay_,
                   .clock = clock_,
@@ -107,7 +107,7 @@ class Server final : public WorkerServer {
   }
 
  private:
-  worker::EngineOptions EngineOptions() {
+  worker::EngineOptions MakeEngineOptions() {
     worker::EngineOptions engine = options_.engine;
     engine.on_step = [this, theirs = options_.engine.on_step] {
       OnStep();

@@ -84,13 +84,18 @@ TEST_F(ManagerLinkTest, EvictionsUnderPressureReachTheMirrorAndTheMetrics) {
 }
 
 TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterwards) {
-  StartBoth({.context_tokens = 4096, .max_batch_tokens = 256});
+  StartBoth({.context_tokens = 4096});
   RunSession("before", Prompt(2, 100), 10);
   ExpectMirrorIsPool(*stub_, *worker_.server);
-  // The client stops reading until the manager is gone, so that the generation is under way then
-  // and ends after it.
-  std::promise<void> killed;
-  std::shared_future<void> was_killed = killed.get_future().share();
+  // The generation stands still at one step until the manager is gone, and at a later one until
+  // another is there.
+  std::promise<void> killed, restarted;
+  int steps = 0;
+  worker_.control->on_run = [&](const worker::Batch&) {
+    ++steps;
+    if (steps == 50) killed.get_future().wait();
+    if (steps == 300) restarted.get_future().wait();
+  };
   Generated result;
   std::atomic<int> tokens{0};
   std::thread client([&] {
@@ -99,21 +104,22 @@ TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterward
     grpc::ClientContext context;
     result = Generate(*worker_.stub, request, context, [&](const v1::WorkerGenerateResponse& m) {
       tokens += m.tokens().tokens_size();
-      if (tokens > 20) was_killed.wait();
     });
   });
-  ASSERT_TRUE(WaitFor([&] { return tokens > 20; }));
+  EXPECT_TRUE(WaitFor([&] { return tokens > 20; }));
   manager_->Shutdown(std::chrono::milliseconds(0));
   manager_.reset();
   killed.set_value();
-  client.join();
-  EXPECT_TRUE(result.status.ok()) << result.status;
-  EXPECT_EQ(result.ids.size(), 600u);
+  EXPECT_TRUE(WaitFor([&] { return tokens > 200; }));
   CacheManagerServerOptions options;
   options.server.grpc_address = address_;
   manager_ = RestartManager(options);
+  EXPECT_LT(tokens, 600);
+  restarted.set_value();
+  client.join();
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(result.ids.size(), 600u);
   Connect();
-  RunSession("after", Prompt(4, 50), 5);
   ExpectMirrorIsPool(*stub_, *worker_.server);
   EXPECT_EQ(MemoryOf("before").session_id(), "before");
   EXPECT_EQ(MemoryOf("during").session_id(), "during");
