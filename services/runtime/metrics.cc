@@ -136,10 +136,10 @@ const Buckets kTokens = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048};
 std::span<const MetricDescription> DeclaredMetrics() { return kAll; }
 
 // The compiler checks each name against the table: a constexpr reference cannot be past its end.
-#define KVIST_ROW(name)                                         \
-  ([]() -> const MetricDescription& {                           \
+#define KVIST_ROW(name)                                          \
+  ([]() -> const MetricDescription& {                            \
     constexpr const MetricDescription& row = Row("kvist_" name); \
-    return row;                                                 \
+    return row;                                                  \
   }())
 
 FrontendMetrics::FrontendMetrics(prometheus::Registry& registry)
