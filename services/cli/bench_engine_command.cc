@@ -1,7 +1,5 @@
 // kvist bench engine: how fast a model runs here, beside what the machine could do.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -140,7 +138,8 @@ absl::StatusOr<BenchResult> Bench(const BenchFlags& flags) {
   return result;
 }
 
-// The share of the memory bandwidth that reading the weights once per step takes. Sequences share a step.
+// The share of the memory bandwidth that reading the weights once per step takes. Sequences share a
+// step.
 double DecodeShare(const BenchResult& result, int batch) {
   const double steps = result.decode.median / batch;
   return steps * static_cast<double>(result.model.weight_bytes) /
@@ -152,27 +151,27 @@ int RunBenchEngine(const BenchFlags& flags) {
   if (!result.ok()) return ReportLocalError(result.status());
   const double share = DecodeShare(*result, flags.batch);
   if (flags.output == "json") {
-    PrintJson({{"prefill_tokens_per_second", result->prefill.median},
-               {"decode_tokens_per_second", result->decode.median},
-               {"prefill", SpreadJson(result->prefill)},
-               {"decode", SpreadJson(result->decode)},
-               {"limit",
-                {{"memory_bandwidth_bytes_per_second",
-                  result->limits.memory_bandwidth_bytes_per_second},
-                 {"int8_macs_per_second", result->limits.int8_macs_per_second},
-                 {"weight_bytes", result->model.weight_bytes},
-                 {"decode_share_of_bandwidth", share}}},
-               {"cpu", CpuName()},
-               {"kernels", result->kernels},
-               {"backend", result->description},
-               {"model", result->model.name},
-               {"threads", result->threads},
-               {"prompt", flags.prompt_tokens},
-               {"new", flags.new_tokens},
-               {"batch", flags.batch},
-               {"depth", flags.depth},
-               {"rounds", flags.rounds},
-               {"kv_format", flags.kv_format}});
+    PrintJson(
+        {{"prefill_tokens_per_second", result->prefill.median},
+         {"decode_tokens_per_second", result->decode.median},
+         {"prefill", SpreadJson(result->prefill)},
+         {"decode", SpreadJson(result->decode)},
+         {"limit",
+          {{"memory_bandwidth_bytes_per_second", result->limits.memory_bandwidth_bytes_per_second},
+           {"int8_macs_per_second", result->limits.int8_macs_per_second},
+           {"weight_bytes", result->model.weight_bytes},
+           {"decode_share_of_bandwidth", share}}},
+         {"cpu", CpuName()},
+         {"kernels", result->kernels},
+         {"backend", result->description},
+         {"model", result->model.name},
+         {"threads", result->threads},
+         {"prompt", flags.prompt_tokens},
+         {"new", flags.new_tokens},
+         {"batch", flags.batch},
+         {"depth", flags.depth},
+         {"rounds", flags.rounds},
+         {"kv_format", flags.kv_format}});
     return kExitOk;
   }
   std::printf("%s; %s, %d threads\n", CpuName().c_str(), result->kernels.c_str(), result->threads);
@@ -180,12 +179,13 @@ int RunBenchEngine(const BenchFlags& flags) {
               result->limits.memory_bandwidth_bytes_per_second / 1e9,
               result->limits.int8_macs_per_second / 1e9);
   std::printf("prefill    %.1f tok/s (%.1f to %.1f), %lld tokens\n", result->prefill.median,
-              result->prefill.min, result->prefill.max, static_cast<long long>(flags.prompt_tokens));
-  std::printf("decode     %.1f tok/s (%.1f to %.1f), %d sequences of %lld at depth %lld; "
-              "weights alone take %.0f %% of the bandwidth\n",
-              result->decode.median, result->decode.min, result->decode.max, flags.batch,
-              static_cast<long long>(flags.new_tokens), static_cast<long long>(flags.depth),
-              100 * share);
+              result->prefill.min, result->prefill.max,
+              static_cast<long long>(flags.prompt_tokens));
+  std::printf(
+      "decode     %.1f tok/s (%.1f to %.1f), %d sequences of %lld at depth %lld; "
+      "weights alone take %.0f %% of the bandwidth\n",
+      result->decode.median, result->decode.min, result->decode.max, flags.batch,
+      static_cast<long long>(flags.new_tokens), static_cast<long long>(flags.depth), 100 * share);
   return kExitOk;
 }
 
@@ -221,7 +221,9 @@ void AddBench(CLI::App& app, Run* run) {
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "of the random prompts")->capture_default_str();
   command->add_option("--kv-format", flags->kv_format, "f16, f32 or bf16")->capture_default_str();
-  command->add_option("--max-batch-tokens", flags->model.max_batch_tokens, "tokens of one step at most")
+  command
+      ->add_option("--max-batch-tokens", flags->model.max_batch_tokens,
+                   "tokens of one step at most")
       ->check(CLI::Range(int64_t{1}, int64_t{65536}))
       ->capture_default_str();
   AddOutputFlag(command, &flags->output);

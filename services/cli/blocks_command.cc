@@ -1,7 +1,5 @@
 // kvist blocks: where KV blocks are and how far the manager's mirror can be trusted.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,6 +23,10 @@ std::string ConfidenceText(v1::Confidence confidence) {
   return absl::AsciiStrToLower(v1::Confidence_Name(confidence));
 }
 
+int32_t FreeBlocks(const v1::PoolCounts& counts) {
+  return counts.total() - counts.active() - counts.cached() - counts.partial() - counts.reserved();
+}
+
 nlohmann::ordered_json WorkerJson(const v1::WorkerInfo& worker) {
   auto pools = nlohmann::ordered_json::array();
   for (int i = 0; i < worker.pools_size(); ++i) {
@@ -36,11 +38,11 @@ nlohmann::ordered_json WorkerJson(const v1::WorkerInfo& worker) {
                      {"block_tokens", pool.block_tokens()},
                      {"bytes_per_block", pool.bytes_per_block()},
                      {"total", counts.total()},
-                     {"free", counts.free()},
+                     {"free", FreeBlocks(counts)},
                      {"reserved", counts.reserved()},
+                     {"partial", counts.partial()},
                      {"active", counts.active()},
-                     {"cached", counts.cached()},
-                     {"moving", counts.moving()}});
+                     {"cached", counts.cached()}});
   }
   return {{"worker", worker.worker_id()},
           {"address", worker.address()},
@@ -72,28 +74,28 @@ nlohmann::ordered_json StatsJson(const v1::GetStatsResponse& stats) {
 }
 
 void PrintStats(const v1::GetStatsResponse& stats) {
-  std::vector<std::vector<std::string>> rows = {{"WORKER", "CONFIDENCE", "POOL", "BLOCK", "TOTAL", "FREE",
-                                                 "ACTIVE", "CACHED", "RESERVED"}};
+  std::vector<std::vector<std::string>> rows = {{"WORKER", "CONFIDENCE", "POOL", "BLOCK", "TOTAL",
+                                                 "FREE", "ACTIVE", "CACHED", "PARTIAL",
+                                                 "RESERVED"}};
   for (const v1::WorkerInfo& worker : stats.workers()) {
     for (int i = 0; i < worker.pools_size(); ++i) {
       const v1::Pool& pool = worker.pools(i);
       const v1::PoolCounts counts = i < worker.counts_size() ? worker.counts(i) : v1::PoolCounts();
-      const std::string span =
-          pool.window_tokens() == 0 ? "full" : absl::StrCat("window ", pool.window_tokens());
-      rows.push_back({worker.worker_id(), ConfidenceText(worker.confidence()),
-                      absl::StrCat(pool.kv_format(), " ", span),
-                      absl::StrCat(pool.block_tokens(), " tokens, ", HumanBytes(pool.bytes_per_block())),
-                      absl::StrCat(counts.total()), absl::StrCat(counts.free()),
-                      absl::StrCat(counts.active()), absl::StrCat(counts.cached()),
-                      absl::StrCat(counts.reserved())});
+      rows.push_back(
+          {worker.worker_id(), ConfidenceText(worker.confidence()),
+           absl::StrCat(pool.kv_format(), " ", pool.group()),
+           absl::StrCat(pool.block_tokens(), " tokens, ", HumanBytes(pool.bytes_per_block())),
+           absl::StrCat(counts.total()), absl::StrCat(FreeBlocks(counts)),
+           absl::StrCat(counts.active()), absl::StrCat(counts.cached()),
+           absl::StrCat(counts.partial()), absl::StrCat(counts.reserved())});
     }
   }
   PrintTable(rows);
-  std::printf("%lld blocks mirrored, %s, of them %s shared; %lld sessions stored, %lld holding blocks\n",
-              static_cast<long long>(stats.blocks()), HumanBytes(stats.bytes()).c_str(),
-              HumanBytes(stats.shared_bytes()).c_str(),
-              static_cast<long long>(stats.sessions_stored()),
-              static_cast<long long>(stats.sessions_holding_blocks()));
+  std::printf(
+      "%lld blocks mirrored, %s, of them %s shared; %lld sessions stored, %lld holding blocks\n",
+      static_cast<long long>(stats.blocks()), HumanBytes(stats.bytes()).c_str(),
+      HumanBytes(stats.shared_bytes()).c_str(), static_cast<long long>(stats.sessions_stored()),
+      static_cast<long long>(stats.sessions_holding_blocks()));
 }
 
 int ShowWorkers(Client& client, const BlocksFlags& flags) {
@@ -142,11 +144,11 @@ int RunBlocks(const BlocksFlags& flags) {
 
 void AddBlocks(CLI::App& app, Run* run) {
   auto flags = std::make_shared<BlocksFlags>();
-  CLI::App* command = AddCommand(app, "blocks",
-                                 "Show the workers' KV pools, or the blocks of one worker.",
-                                 "  kvist blocks\n"
-                                 "  kvist blocks worker-1 --limit 20\n",
-                                 run, flags, &RunBlocks);
+  CLI::App* command =
+      AddCommand(app, "blocks", "Show the workers' KV pools, or the blocks of one worker.",
+                 "  kvist blocks\n"
+                 "  kvist blocks worker-1 --limit 20\n",
+                 run, flags, &RunBlocks);
   command->add_option("worker", flags->worker, "list this worker's blocks");
   command->add_option("--limit", flags->limit, "of blocks listed")
       ->check(CLI::Range(size_t{1}, size_t{10'000'000}))

@@ -3,9 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -37,7 +35,8 @@ struct ChatFlags {
   GenerationFlags generation;
 };
 
-// Reads lines: edited and remembered at a terminal, plain from a pipe. One at a time exists (libedit has one state).
+// Reads lines: edited and remembered at a terminal, plain from a pipe. One at a time exists
+// (libedit has one state).
 class LineReader {
  public:
   LineReader() : terminal_(isatty(STDIN_FILENO) != 0) {
@@ -92,7 +91,8 @@ class LineReader {
   std::string history_file_;
 };
 
-// Ctrl-C cancels the answer in progress, otherwise says how to leave. SIGTERM ends the process as if nobody had caught it.
+// Ctrl-C cancels the answer in progress, otherwise says how to leave. SIGTERM ends the process as
+// if nobody had caught it.
 class ChatInterrupts {
  public:
   explicit ChatInterrupts(Cancellation* cancellation) : cancellation_(cancellation) {}
@@ -258,14 +258,15 @@ int RunChat(const ChatFlags& flags) {
 
 void AddChat(CLI::App& app, Run* run) {
   auto flags = std::make_shared<ChatFlags>();
-  CLI::App* command = AddCommand(
-      app, "chat", "Talk to the model; the server remembers the conversation.",
-      "  kvist chat\n"
-      "  kvist chat --session kitchen --system \"You answer in one sentence.\"\n"
-      "  printf 'My name is Ida.\\nWhat is my name?\\n' | kvist chat --seed 1\n",
-      run, flags, &RunChat);
+  CLI::App* command =
+      AddCommand(app, "chat", "Talk to the model; the server remembers the conversation.",
+                 "  kvist chat\n"
+                 "  kvist chat --session kitchen --system \"You answer in one sentence.\"\n"
+                 "  printf 'My name is Ida.\\nWhat is my name?\\n' | kvist chat --seed 1\n",
+                 run, flags, &RunChat);
   AddEndpointFlag(command, &flags->endpoint);
-  command->add_option("--session", flags->session, "go on with this one, or make it; none: a new one");
+  command->add_option("--session", flags->session,
+                      "go on with this one, or make it; none: a new one");
   command->add_option("--system", flags->system, "a system message at the beginning");
   AddGenerationFlags(command, &flags->generation);
 }

@@ -1,8 +1,6 @@
 #include "services/cli/command.h"
 
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -62,22 +60,24 @@ int ReportLocalError(const absl::Status& status) {
 
 void AddOutputFlag(CLI::App* command, std::string* output) {
   *output = "text";
-  command->add_option("--output", *output, "text, or json: one object on stdout, all else on stderr")
+  command
+      ->add_option("--output", *output, "text, or json: one object on stdout, all else on stderr")
       ->check(CLI::IsMember({"text", "json"}))
       ->envname("KVIST_OUTPUT")
       ->capture_default_str();
 }
 
 void PrintJson(const nlohmann::ordered_json& value) {
-  const std::string text =
-      value.dump(/*indent=*/-1, ' ', /*ensure_ascii=*/false, nlohmann::json::error_handler_t::replace);
+  const std::string text = value.dump(/*indent=*/-1, ' ', /*ensure_ascii=*/false,
+                                      nlohmann::json::error_handler_t::replace);
   std::printf("%s\n", text.c_str());
   std::fflush(stdout);
 }
 
 void AddEndpointFlag(CLI::App* command, std::string* endpoint) {
   *endpoint = kDefaultEndpoint;
-  command->add_option("--endpoint", *endpoint, "address of a frontend (kvist serve, kvist frontend)")
+  command
+      ->add_option("--endpoint", *endpoint, "address of a frontend (kvist serve, kvist frontend)")
       ->envname("KVIST_ENDPOINT")
       ->capture_default_str();
 }

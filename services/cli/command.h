@@ -3,7 +3,6 @@
 #define KVIST_SERVICES_CLI_COMMAND_H_
 
 #include <CLI/App.hpp>
-
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -19,24 +18,27 @@ namespace kvist::services {
 // The process's exit status.
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailed = 1,        // something broke, here or at the server
-  kExitUsage = 2,         // wrong flags, or a file they name that cannot be used
-  kExitUnreachable = 3,   // nobody answers, or what answers has no worker or manager
-  kExitRefused = 4,       // the server refused: a value, an unknown session, two turns at once, too much load
+  kExitFailed = 1,       // something broke, here or at the server
+  kExitUsage = 2,        // wrong flags, or a file they name that cannot be used
+  kExitUnreachable = 3,  // nobody answers, or what answers has no worker or manager
+  kExitRefused =
+      4,  // the server refused: a value, an unknown session, two turns at once, too much load
   kExitDeadline = 5,      // the time was up; what came before was printed
   kExitInterrupted = 130  // Ctrl-C
 };
 
-// Prints "kvist: error: ..." and advice on stderr. Returns the exit code of `status`: as the comments above, by its code.
+// Prints "kvist: error: ..." and advice on stderr. Returns the exit code of `status`: as the
+// comments above, by its code.
 int ReportError(const absl::Status& status);
-// As ReportError for what concerns only this machine (a model file, an address to listen on): kExitUsage for INVALID_ARGUMENT,
-// NOT_FOUND, PERMISSION_DENIED, DATA_LOSS; else kExitFailed.
+// As ReportError for what concerns only this machine (a model file, an address to listen on):
+// kExitUsage for INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, DATA_LOSS; else kExitFailed.
 int ReportLocalError(const absl::Status& status);
 
 // Set by the subcommand that was chosen, run after parsing. Returns the exit code.
 using Run = std::function<int()>;
 
-// Adds `name` with its help and examples. Options are members of `*options`, which lives as long as the app.
+// Adds `name` with its help and examples. Options are members of `*options`, which lives as long as
+// the app.
 template <typename Options>
 CLI::App* AddCommand(CLI::App& parent, const char* name, const char* help, const char* examples,
                      Run* run, const std::shared_ptr<Options>& options,

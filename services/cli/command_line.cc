@@ -13,9 +13,11 @@ constexpr char kFooter[] =
     "  kvist chat\n"
     "  kvist generate \"The red cat was\" --max-new-tokens 50\n"
     "\n"
-    "Exit status: 0 done, 1 failed, 2 wrong flags or file, 3 nobody answers, 4 refused by the server,\n"
+    "Exit status: 0 done, 1 failed, 2 wrong flags or file, 3 nobody answers, 4 refused by the "
+    "server,\n"
     "5 out of time, 130 interrupted.\n"
-    "kvist COMMAND --help tells more of each command. Every flag of the form [KVIST_...] can be set by\n"
+    "kvist COMMAND --help tells more of each command. Every flag of the form [KVIST_...] can be "
+    "set by\n"
     "that environment variable.";
 
 }  // namespace

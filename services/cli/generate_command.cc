@@ -1,7 +1,5 @@
 // kvist generate: one text from a prompt.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
@@ -92,14 +90,14 @@ void PrintResult(const Generated& generated, bool logprobs) {
 void PrintStatistics(const Generated& generated) {
   const v1::Usage& usage = generated.finished.usage();
   const v1::Timings& timings = generated.finished.timings();
-  std::fprintf(stderr,
-               "%lld prompt tokens (%lld cached), %lld new; first after %.0f ms; prompt %.1f tok/s, "
-               "answer %.1f tok/s; %s\n",
-               static_cast<long long>(usage.prompt_tokens()),
-               static_cast<long long>(usage.cached_tokens()),
-               static_cast<long long>(usage.generated_tokens()), timings.time_to_first_token_ms(),
-               timings.prefill_tokens_per_second(), timings.decode_tokens_per_second(),
-               std::string(FinishReasonText(generated.finished.reason())).c_str());
+  std::fprintf(
+      stderr,
+      "%lld prompt tokens (%lld cached), %lld new; first after %.0f ms; prompt %.1f tok/s, "
+      "answer %.1f tok/s; %s\n",
+      static_cast<long long>(usage.prompt_tokens()), static_cast<long long>(usage.cached_tokens()),
+      static_cast<long long>(usage.generated_tokens()), timings.time_to_first_token_ms(),
+      timings.prefill_tokens_per_second(), timings.decode_tokens_per_second(),
+      std::string(FinishReasonText(generated.finished.reason())).c_str());
 }
 
 int RunGenerateCommand(const GenerateFlags& flags) {
@@ -142,18 +140,20 @@ int RunGenerateCommand(const GenerateFlags& flags) {
 
 void AddGenerate(CLI::App& app, Run* run) {
   auto flags = std::make_shared<GenerateFlags>();
-  CLI::App* command = AddCommand(
-      app, "generate", "Continue a text, or answer it with --chat.",
-      "  kvist generate \"The red cat was\" --max-new-tokens 50\n"
-      "  kvist generate \"Write a short story about a red cat.\" --chat --seed 1\n"
-      "  kvist generate \"Count:\" --output json --logprobs 3 --stop \"10\"\n"
-      "  echo \"Once upon a time\" | kvist generate -\n",
-      run, flags, &RunGenerateCommand);
+  CLI::App* command =
+      AddCommand(app, "generate", "Continue a text, or answer it with --chat.",
+                 "  kvist generate \"The red cat was\" --max-new-tokens 50\n"
+                 "  kvist generate \"Write a short story about a red cat.\" --chat --seed 1\n"
+                 "  kvist generate \"Count:\" --output json --logprobs 3 --stop \"10\"\n"
+                 "  echo \"Once upon a time\" | kvist generate -\n",
+                 run, flags, &RunGenerateCommand);
   command->add_option("prompt", flags->prompt, "the text; - reads standard input")->required();
   command->add_flag("--chat", flags->chat, "apply the model's chat template");
-  command->add_option("--system", flags->system, "a system message before the prompt (with --chat)");
+  command->add_option("--system", flags->system,
+                      "a system message before the prompt (with --chat)");
   AddEndpointFlag(command, &flags->endpoint);
-  command->add_option("--session", flags->session, "a session (kvist sessions create) that remembers the text");
+  command->add_option("--session", flags->session,
+                      "a session (kvist sessions create) that remembers the text");
   command->add_option("--model-name", flags->model, "where the server has several");
   command->add_option("--timeout-ms", flags->timeout_ms, "give up after; 0: the server's limit")
       ->check(CLI::NonNegativeNumber);

@@ -1,8 +1,6 @@
 #include "services/cli/generation_flags.h"
 
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 
 namespace kvist::services {
 
@@ -17,13 +15,17 @@ void AddGenerationFlags(CLI::App* command, GenerationFlags* flags) {
   command->add_option("--presence-penalty", flags->presence_penalty, "-2 to 2");
   command->add_option("--frequency-penalty", flags->frequency_penalty, "-2 to 2");
   command->add_option("--seed", flags->seed, "the same seed gives the same text; none: drawn");
-  command->add_option("--logprobs", flags->logprobs, "alternatives per token, 0 to 20 (in the JSON)");
+  command->add_option("--logprobs", flags->logprobs,
+                      "alternatives per token, 0 to 20 (in the JSON)");
   command->add_option("--stop", flags->stop_strings, "a text that ends the answer; may be repeated")
       ->allow_extra_args(false);
-  command->add_option("--stop-id", flags->stop_ids, "a token id that ends the answer; may be repeated")
+  command
+      ->add_option("--stop-id", flags->stop_ids, "a token id that ends the answer; may be repeated")
       ->allow_extra_args(false);
-  command->add_flag("--ignore-eos", flags->ignore_eos, "the model's own end does not end the answer");
-  command->add_option("--cache", flags->cache, "paged, or none: recompute everything for every token")
+  command->add_flag("--ignore-eos", flags->ignore_eos,
+                    "the model's own end does not end the answer");
+  command
+      ->add_option("--cache", flags->cache, "paged, or none: recompute everything for every token")
       ->check(CLI::IsMember({"paged", "none"}));
   command->add_option("--kv-format", flags->kv_format, "f16, f32 or bf16, where the server has it");
 }

@@ -3,7 +3,6 @@
 #define KVIST_SERVICES_CLI_GENERATION_FLAGS_H_
 
 #include <CLI/App.hpp>
-
 #include <cstdint>
 #include <optional>
 #include <string>

@@ -10,12 +10,14 @@
 
 namespace kvist::services {
 
-// Calls `on_signal` with the number of each SIGINT or SIGTERM while it lives. Make it before any other thread. Thread-compatible.
+// Calls `on_signal` with the number of each SIGINT or SIGTERM while it lives. Make it before any
+// other thread. Thread-compatible.
 class InterruptWatch {
  public:
   explicit InterruptWatch(std::function<void(int signal)> on_signal)
       : on_signal_(std::move(on_signal)), thread_([this] {
-          for (int number = signal_.Wait(); number != 0; number = signal_.Wait()) on_signal_(number);
+          for (int number = signal_.Wait(); number != 0; number = signal_.Wait())
+            on_signal_(number);
         }) {}
   ~InterruptWatch() {
     signal_.Notify();

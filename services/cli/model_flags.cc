@@ -2,9 +2,7 @@
 
 #include <unistd.h>
 
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -78,7 +76,9 @@ void AddComputeFlags(CLI::App* command, ModelFlags* flags) {
 }
 
 void AddCacheFlags(CLI::App* command, ModelFlags* flags) {
-  command->add_option("--kv-formats", flags->kv_formats, "served formats, the first is the default: f16,f32,bf16")
+  command
+      ->add_option("--kv-formats", flags->kv_formats,
+                   "served formats, the first is the default: f16,f32,bf16")
       ->delimiter(',')
       ->envname("KVIST_KV_FORMATS")
       ->capture_default_str();
@@ -87,11 +87,14 @@ void AddCacheFlags(CLI::App* command, ModelFlags* flags) {
                    "memory of the KV cache, as 512MB or 2GB; 0: a quarter of what is free")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->envname("KVIST_KV_MEMORY");
-  command->add_option("--context", flags->context_tokens, "tokens of context; 0: the model's, up to 8192")
+  command
+      ->add_option("--context", flags->context_tokens,
+                   "tokens of context; 0: the model's, up to 8192")
       ->check(CLI::NonNegativeNumber)
       ->envname("KVIST_CONTEXT")
       ->capture_default_str();
-  command->add_option("--block-tokens", flags->block_tokens, "tokens per KV block: 16, 32, 64 or 128")
+  command
+      ->add_option("--block-tokens", flags->block_tokens, "tokens per KV block: 16, 32, 64 or 128")
       ->check(CLI::IsMember({16, 32, 64, 128}))
       ->capture_default_str();
   command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one step at most")

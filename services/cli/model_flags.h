@@ -3,7 +3,6 @@
 #define KVIST_SERVICES_CLI_MODEL_FLAGS_H_
 
 #include <CLI/App.hpp>
-
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -36,8 +35,8 @@ void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
 void AddCacheFlags(CLI::App* command, ModelFlags* flags);
 
-// "smollm2" and "gemma3" name files in ${XDG_CACHE_HOME:-~/.cache}/kvist/models, anything else is a path. NOT_FOUND saying how to get
-// it; INVALID_ARGUMENT for none.
+// "smollm2" and "gemma3" name files in ${XDG_CACHE_HOME:-~/.cache}/kvist/models, anything else is a
+// path. NOT_FOUND saying how to get it; INVALID_ARGUMENT for none.
 absl::StatusOr<std::string> ResolveModel(const std::string& model);
 absl::StatusOr<std::unique_ptr<const gguf::File>> OpenModel(const std::string& model);
 // INVALID_ARGUMENT naming the flag.

@@ -1,7 +1,5 @@
 // kvist frontend, kvist cache-manager, kvist worker: one role per process.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -103,18 +101,22 @@ int RunWorker(const WorkerFlags& flags) {
 
 void AddFrontend(CLI::App& app, Run* run) {
   auto flags = std::make_shared<FrontendFlags>();
-  CLI::App* command = AddCommand(
-      app, "frontend", "Serve clients: text, sessions, routing.",
-      "  kvist frontend --cache-manager 127.0.0.1:7071\n"
-      "  kvist frontend --cache-manager \"\" --worker 127.0.0.1:7072\n",
-      run, flags, &RunFrontend);
+  CLI::App* command = AddCommand(app, "frontend", "Serve clients: text, sessions, routing.",
+                                 "  kvist frontend --cache-manager 127.0.0.1:7071\n"
+                                 "  kvist frontend --cache-manager \"\" --worker 127.0.0.1:7072\n",
+                                 run, flags, &RunFrontend);
   AddRoleFlags(command, kFrontendDefaults, &flags->role);
-  command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none, so no sessions")
+  command
+      ->add_option("--cache-manager", flags->cache_manager,
+                   "its address; empty: none, so no sessions")
       ->envname("KVIST_CACHE_MANAGER")
       ->capture_default_str();
-  command->add_option("--worker", flags->workers, "a worker beside those that the manager knows; may be repeated")
+  command
+      ->add_option("--worker", flags->workers,
+                   "a worker beside those that the manager knows; may be repeated")
       ->envname("KVIST_WORKERS");
-  command->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
+  command
+      ->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
       ->envname("KVIST_CLUSTER_SECRET");
   command->add_option("--max-requests", flags->max_requests, "running at once; one more is refused")
       ->check(CLI::Range(1, 65536))
@@ -123,11 +125,13 @@ void AddFrontend(CLI::App& app, Run* run) {
 
 void AddCacheManager(CLI::App& app, Run* run) {
   auto flags = std::make_shared<CacheManagerFlags>();
-  CLI::App* command = AddCommand(
-      app, "cache-manager", "Keep sessions, and the mirror of every worker's KV blocks.",
-      "  kvist cache-manager --data-dir /var/lib/kvist\n", run, flags, &RunCacheManager);
+  CLI::App* command =
+      AddCommand(app, "cache-manager", "Keep sessions, and the mirror of every worker's KV blocks.",
+                 "  kvist cache-manager --data-dir /var/lib/kvist\n", run, flags, &RunCacheManager);
   AddRoleFlags(command, kCacheManagerDefaults, &flags->role);
-  command->add_option("--data-dir", flags->data_dir, "folder of the session store; none: sessions end with the process")
+  command
+      ->add_option("--data-dir", flags->data_dir,
+                   "folder of the session store; none: sessions end with the process")
       ->envname("KVIST_DATA_DIR");
 }
 
@@ -145,10 +149,15 @@ void AddWorker(CLI::App& app, Run* run) {
   command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none")
       ->envname("KVIST_CACHE_MANAGER")
       ->capture_default_str();
-  command->add_option("--id", flags->id, "the worker's name; none: drawn")->envname("KVIST_WORKER_ID");
-  command->add_option("--advertise", flags->advertise, "address told to others; none: the one it listens on")
+  command->add_option("--id", flags->id, "the worker's name; none: drawn")
+      ->envname("KVIST_WORKER_ID");
+  command
+      ->add_option("--advertise", flags->advertise,
+                   "address told to others; none: the one it listens on")
       ->envname("KVIST_ADVERTISE");
-  command->add_option("--chat-template", flags->chat_template, "chatml, llama3 or gemma; none: recognise the file's")
+  command
+      ->add_option("--chat-template", flags->chat_template,
+                   "chatml, llama3 or gemma; none: recognise the file's")
       ->envname("KVIST_CHAT_TEMPLATE");
   command->add_option("--max-sequences", flags->max_sequences, "running at once")
       ->check(CLI::Range(1, 4096))

@@ -1,8 +1,6 @@
 #include "services/cli/role_flags.h"
 
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "common/base/logging.h"
@@ -22,7 +20,9 @@ void AddRoleFlags(CLI::App* command, const RoleDefaults& defaults, RoleFlags* fl
       ->capture_default_str();
   command->add_flag("--insecure", flags->insecure,
                     "allow an address that others can reach, without TLS or credentials");
-  command->add_option("--drain-seconds", flags->drain_seconds, "time for running requests to end on SIGTERM")
+  command
+      ->add_option("--drain-seconds", flags->drain_seconds,
+                   "time for running requests to end on SIGTERM")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
 }

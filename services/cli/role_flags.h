@@ -1,9 +1,9 @@
-// Flags of the server roles, and how a server's life goes: start, one line when ready, wait for a signal, drain.
+// Flags of the server roles, and how a server's life goes: start, one line when ready, wait for a
+// signal, drain.
 #ifndef KVIST_SERVICES_CLI_ROLE_FLAGS_H_
 #define KVIST_SERVICES_CLI_ROLE_FLAGS_H_
 
 #include <CLI/App.hpp>
-
 #include <chrono>
 #include <functional>
 #include <string>

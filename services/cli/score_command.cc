@@ -1,7 +1,5 @@
 // kvist score: what a model thinks of a text, token by token, in this process.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -40,8 +38,8 @@ struct TopRow {
 };
 struct Scores {
   int64_t tokens = 0;
-  std::vector<TopRow> top;       // of the last position, best first
-  double negative_logprob = 0;   // summed over all tokens but the first
+  std::vector<TopRow> top;      // of the last position, best first
+  double negative_logprob = 0;  // summed over all tokens but the first
 };
 
 // log of the sum of exp over a row, so that logprob(id) = row[id] - it.
@@ -84,7 +82,8 @@ absl::StatusOr<std::vector<int32_t>> InputIds(const ScoreFlags& flags,
   if (ids.empty()) return InvalidField("--ids", "there is no token");
   for (const int32_t id : ids) {
     if (id < 0 || id >= tokenizer.size()) {
-      return InvalidField("--ids", absl::StrCat(id, " is not in the vocabulary of ", tokenizer.size()));
+      return InvalidField("--ids",
+                          absl::StrCat(id, " is not in the vocabulary of ", tokenizer.size()));
     }
   }
   return ids;
@@ -143,7 +142,8 @@ int RunScore(const ScoreFlags& flags) {
     return kExitOk;
   }
   for (const TopRow& row : scores->top) {
-    std::printf("%7d  %9.5f  \"%s\"\n", row.id, row.logprob, absl::Utf8SafeCEscape(row.piece).c_str());
+    std::printf("%7d  %9.5f  \"%s\"\n", row.id, row.logprob,
+                absl::Utf8SafeCEscape(row.piece).c_str());
   }
   std::printf("%lld tokens, perplexity %s\n", static_cast<long long>(scores->tokens),
               perplexity.dump().c_str());
@@ -156,7 +156,7 @@ void AddScore(CLI::App& app, Run* run) {
   auto flags = std::make_shared<ScoreFlags>();
   CLI::App* command = AddCommand(app, "score", "Tell how likely a model finds a text.",
                                  "  kvist score --file story.txt --model smollm2 --top 5\n"
-                                 "  kvist score --ids 504,2654,3049 --model smollm2 --output json\n",
+                                 "  kvist score --ids 1,22,33 --model smollm2 --output json\n",
                                  run, flags, &RunScore);
   CLI::App* input = command->add_option_group("input");
   input->add_option("--ids", flags->ids, "token ids, by commas")->delimiter(',');

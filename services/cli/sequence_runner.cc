@@ -48,8 +48,9 @@ absl::StatusOr<worker::Logits> SequenceRunner::Decode(std::span<const int32_t> t
 absl::Status SequenceRunner::Prefill(int sequence, std::span<const int32_t> tokens,
                                      const OnLogits& on_logits) {
   const auto all = static_cast<int64_t>(tokens.size());
-  const int64_t most = on_logits ? std::min(backend_->max_batch_tokens(), backend_->max_logit_rows())
-                                 : backend_->max_batch_tokens();
+  const int64_t most = on_logits
+                           ? std::min(backend_->max_batch_tokens(), backend_->max_logit_rows())
+                           : backend_->max_batch_tokens();
   for (int64_t done = 0; done < all;) {
     const int64_t count = std::min(most, all - done);
     int64_t logits_from = count;

@@ -28,8 +28,9 @@ class SequenceRunner {
 
   // One token of each sequence, sequence s at positions[s]; logits of all, row s of sequence s.
   absl::StatusOr<worker::Logits> Decode(std::span<const int32_t> tokens, int64_t position);
-  // The sequence's tokens from position 0 on, in chunks. `on_logits` (may be empty) gets the logits of each position in order, several rows
-  // at a time; without it only those of the last position are computed.
+  // The sequence's tokens from position 0 on, in chunks. `on_logits` (may be empty) gets the logits
+  // of each position in order, several rows at a time; without it only those of the last position
+  // are computed.
   using OnLogits = std::function<void(int64_t first_position, const worker::Logits&)>;
   absl::Status Prefill(int sequence, std::span<const int32_t> tokens, const OnLogits& on_logits);
 

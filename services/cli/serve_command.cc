@@ -1,7 +1,5 @@
 // kvist serve: all three roles in one process, over real gRPC on loopback.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -122,11 +120,12 @@ int RunServe(const ServeFlags& flags) {
 
 void AddServe(CLI::App& app, Run* run) {
   auto flags = std::make_shared<ServeFlags>();
-  CLI::App* command = AddCommand(
-      app, "serve", "Serve a model: frontend, cache manager and workers in one process.",
-      "  kvist serve --model smollm2\n"
-      "  kvist serve --model m.gguf --grpc 127.0.0.1:0 --workers 2 --data-dir ~/.local/state/kvist\n",
-      run, flags, &RunServe);
+  CLI::App* command =
+      AddCommand(app, "serve", "Serve a model: frontend, cache manager and workers in one process.",
+                 "  kvist serve --model smollm2\n"
+                 "  kvist serve --model m.gguf --grpc 127.0.0.1:0 --workers 2 --data-dir "
+                 "~/.local/state/kvist\n",
+                 run, flags, &RunServe);
   AddRoleFlags(command, kFrontendDefaults, &flags->role);
   AddModelFlag(command, &flags->model.model);
   AddComputeFlags(command, &flags->model);
@@ -135,11 +134,16 @@ void AddServe(CLI::App& app, Run* run) {
       ->check(CLI::Range(1, 64))
       ->envname("KVIST_WORKER_COUNT")
       ->capture_default_str();
-  command->add_option("--data-dir", flags->data_dir, "folder of the session store; none: sessions end with the process")
+  command
+      ->add_option("--data-dir", flags->data_dir,
+                   "folder of the session store; none: sessions end with the process")
       ->envname("KVIST_DATA_DIR");
-  command->add_option("--chat-template", flags->chat_template, "chatml, llama3 or gemma; none: recognise the file's")
+  command
+      ->add_option("--chat-template", flags->chat_template,
+                   "chatml, llama3 or gemma; none: recognise the file's")
       ->envname("KVIST_CHAT_TEMPLATE");
-  command->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
+  command
+      ->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
       ->envname("KVIST_CLUSTER_SECRET");
   command->add_option("--max-sequences", flags->max_sequences, "running at once on a worker")
       ->check(CLI::Range(1, 4096))

@@ -1,7 +1,5 @@
 // kvist sessions: what the server remembers and what it costs in memory.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -27,7 +25,8 @@ struct SessionsFlags {
   std::string kv_format;
 };
 
-// What the manager knows of a session: its record (none for implicit ones) and its blocks (none if all were evicted).
+// What the manager knows of a session: its record (none for implicit ones) and its blocks (none if
+// all were evicted).
 struct SessionView {
   std::optional<v1::Session> record;
   std::optional<v1::SessionMemory> memory;
@@ -47,13 +46,14 @@ struct SessionView {
 nlohmann::ordered_json WorkersJson(const v1::SessionMemory& memory) {
   auto workers = nlohmann::ordered_json::array();
   for (const v1::SessionMemoryOnWorker& worker : memory.workers()) {
-    workers.push_back({{"worker", worker.worker_id()},
-                       {"named_blocks", worker.named_blocks()},
-                       {"partial_blocks", worker.partial_blocks()},
-                       {"reserved_blocks", worker.reserved_blocks()},
-                       {"shared_bytes", worker.shared_bytes()},
-                       {"exclusive_bytes", worker.exclusive_bytes()},
-                       {"confidence", absl::AsciiStrToLower(v1::Confidence_Name(worker.confidence()))}});
+    workers.push_back(
+        {{"worker", worker.worker_id()},
+         {"named_blocks", worker.named_blocks()},
+         {"partial_blocks", worker.partial_blocks()},
+         {"reserved_blocks", worker.reserved_blocks()},
+         {"shared_bytes", worker.shared_bytes()},
+         {"exclusive_bytes", worker.exclusive_bytes()},
+         {"confidence", absl::AsciiStrToLower(v1::Confidence_Name(worker.confidence()))}});
   }
   return workers;
 }
@@ -220,8 +220,8 @@ CLI::App* AddAction(CLI::App& parent, const char* name, const char* help, const 
 
 void AddSessions(CLI::App& app, Run* run) {
   auto flags = std::make_shared<SessionsFlags>();
-  CLI::App* command = app.add_subcommand(
-      "sessions", "List sessions, or show one: tokens, blocks, bytes, phase.");
+  CLI::App* command =
+      app.add_subcommand("sessions", "List sessions, or show one: tokens, blocks, bytes, phase.");
   command->footer(
       "Examples:\n"
       "  kvist sessions\n"
@@ -238,11 +238,12 @@ void AddSessions(CLI::App& app, Run* run) {
     if (command->get_subcommands().empty()) *run = [=] { return RunShow(*flags); };
   });
   const auto create_flags = std::make_shared<SessionsFlags>();
-  CLI::App* create =
-      AddAction(*command, "create", "Make a session.",
-                "  kvist sessions create kitchen --ttl-seconds 3600\n", run, create_flags, &RunCreate);
+  CLI::App* create = AddAction(*command, "create", "Make a session.",
+                               "  kvist sessions create kitchen --ttl-seconds 3600\n", run,
+                               create_flags, &RunCreate);
   create->add_option("id", create_flags->id, "its name; none: drawn");
-  create->add_option("--ttl-seconds", create_flags->ttl_seconds, "since its last use; default 7 days");
+  create->add_option("--ttl-seconds", create_flags->ttl_seconds,
+                     "since its last use; default 7 days");
   create->add_option("--cache", create_flags->cache, "paged or none, for all its turns")
       ->check(CLI::IsMember({"paged", "none"}));
   create->add_option("--kv-format", create_flags->kv_format, "f16, f32 or bf16, for all its turns");
@@ -257,10 +258,9 @@ void AddSessions(CLI::App& app, Run* run) {
       ->add_option("id", reset_flags->id, "the session")
       ->required();
   const auto truncate_flags = std::make_shared<SessionsFlags>();
-  CLI::App* truncate =
-      AddAction(*command, "truncate", "Keep only the beginning of a session's history.",
-                "  kvist sessions truncate kitchen --keep-tokens 100\n", run, truncate_flags,
-                &RunTruncate);
+  CLI::App* truncate = AddAction(
+      *command, "truncate", "Keep only the beginning of a session's history.",
+      "  kvist sessions truncate kitchen --keep-tokens 100\n", run, truncate_flags, &RunTruncate);
   truncate->add_option("id", truncate_flags->id, "the session")->required();
   truncate->add_option("--keep-tokens", truncate_flags->keep_tokens, "how many")->required();
   const auto delete_flags = std::make_shared<SessionsFlags>();

@@ -1,7 +1,5 @@
 // kvist tokenize: text to token ids, by a model file's vocabulary.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -64,17 +62,20 @@ int RunTokenize(const TokenizeFlags& flags) {
 
 void AddTokenize(CLI::App& app, Run* run) {
   auto flags = std::make_shared<TokenizeFlags>();
-  CLI::App* command = AddCommand(app, "tokenize", "Show the tokens of a text.",
-                                 "  kvist tokenize \"The red cat\" --model smollm2\n"
-                                 "  kvist tokenize --file story.txt --model smollm2 --output json\n",
-                                 run, flags, &RunTokenize);
+  CLI::App* command =
+      AddCommand(app, "tokenize", "Show the tokens of a text.",
+                 "  kvist tokenize \"The red cat\" --model smollm2\n"
+                 "  kvist tokenize --file story.txt --model smollm2 --output json\n",
+                 run, flags, &RunTokenize);
   CLI::App* input = command->add_option_group("input");
   input->add_option("text", flags->text, "the text");
   input->add_option("--file", flags->file, "or a file; - reads standard input");
   input->require_option(1);
   AddModelFlag(command, &flags->model);
-  command->add_flag("--special", flags->special, "control tokens spelled in the text are recognised");
-  command->add_flag("--bos", flags->bos, "put the beginning-of-sequence token first, if there is one");
+  command->add_flag("--special", flags->special,
+                    "control tokens spelled in the text are recognised");
+  command->add_flag("--bos", flags->bos,
+                    "put the beginning-of-sequence token first, if there is one");
   AddOutputFlag(command, &flags->output);
 }
 

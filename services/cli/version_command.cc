@@ -1,9 +1,8 @@
 // kvist version and kvist completion.
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Validators.hpp>
-#include <cstdio>
 #include <grpcpp/grpcpp.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
 #include <memory>
 #include <string>
 
@@ -32,21 +31,25 @@ int RunVersion(const VersionFlags& flags) {
   return kExitOk;
 }
 
-// One line of bash's case: the words that may follow a command's path.
-void AppendCases(const CLI::App& command, const std::string& path, std::string* script) {
-  std::string words;
-  for (const CLI::App* child : command.get_subcommands([](const CLI::App* app) {
-         return !app->get_name().empty();
-       })) {
-    absl::StrAppend(&words, child->get_name(), " ");
-  }
+// The names of a command's long options, those of its groups included.
+void AppendOptions(const CLI::App& command, std::string* words) {
   for (const CLI::Option* option : command.get_options()) {
-    for (const std::string& name : option->get_lnames()) absl::StrAppend(&words, "--", name, " ");
+    for (const std::string& name : option->get_lnames()) absl::StrAppend(words, "--", name, " ");
   }
+  for (const CLI::App* child : command.get_subcommands([](const CLI::App*) { return true; })) {
+    if (child->get_name().empty()) AppendOptions(*child, words);
+  }
+}
+
+// Lines of bash's case: the words that may follow each command's path.
+void AppendCases(const CLI::App& command, const std::string& path, std::string* script) {
+  const auto children =
+      command.get_subcommands([](const CLI::App* child) { return !child->get_name().empty(); });
+  std::string words;
+  for (const CLI::App* child : children) absl::StrAppend(&words, child->get_name(), " ");
+  AppendOptions(command, &words);
   absl::StrAppend(script, "    \"", path, "\") words=\"", words, "\" ;;\n");
-  for (const CLI::App* child : command.get_subcommands([](const CLI::App* app) {
-         return !app->get_name().empty();
-       })) {
+  for (const CLI::App* child : children) {
     AppendCases(*child, absl::StrCat(path, " ", child->get_name()), script);
   }
 }
@@ -56,12 +59,15 @@ std::string BashCompletion(const CLI::App& app) {
       "# bash completion of kvist. To install:\n"
       "#   kvist completion bash > ~/.local/share/bash-completion/completions/kvist\n"
       "_kvist() {\n"
-      "  local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} path=kvist word words=\n"
+      "  local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} path=kvist "
+      "word words=\n"
       "  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
-      "    case $word in -*) ;; *) [[ \" $(_kvist_words \"$path\") \" == *\" $word \"* ]] && path+=\" $word\" ;; esac\n"
+      "    case $word in -*) ;; *) [[ \" $(_kvist_words \"$path\") \" == *\" $word \"* ]] && "
+      "path+=\" $word\" ;; esac\n"
       "  done\n"
       "  case $previous in\n"
-      "    --model) COMPREPLY=($(compgen -W \"smollm2 gemma3\" -- \"$current\") $(compgen -f -X '!*.gguf' -- \"$current\")); return ;;\n"
+      "    --model) COMPREPLY=($(compgen -W \"smollm2 gemma3\" -- \"$current\") $(compgen -f -X "
+      "'!*.gguf' -- \"$current\")); return ;;\n"
       "    --output) COMPREPLY=($(compgen -W \"text json\" -- \"$current\")); return ;;\n"
       "    --file|--data-dir|--logits-out) COMPREPLY=($(compgen -f -- \"$current\")); return ;;\n"
       "  esac\n"

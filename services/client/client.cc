@@ -16,7 +16,6 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kUnaryTimeout{15'000};
 constexpr int kPageSize = 1000;  // the largest the manager takes
-constexpr int kBlockPageSize = 10'000;
 
 template <typename Stub, typename Request, typename Response>
 absl::StatusOr<Response> Call(Stub& stub,
@@ -64,7 +63,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& endpo
                                                         milliseconds timeout) {
   KVIST_RETURN_IF_ERROR(ParseHostPort(endpoint, "--endpoint").status());
   std::shared_ptr<grpc::Channel> channel = ConnectTo(endpoint);
-  // Nobody listening is known after the first try; waiting for the whole timeout would only be slow.
+  // Nobody listening is known after the first try; waiting for the whole timeout would only be
+  // slow.
   const auto until = std::chrono::system_clock::now() + timeout;
   grpc_connectivity_state state = channel->GetState(/*try_to_connect=*/true);
   while (state != GRPC_CHANNEL_READY) {
@@ -180,9 +180,8 @@ absl::StatusOr<std::vector<v1::SessionMemory>> Client::SessionMemoryOf(const std
   request.set_session_id(id);
   request.set_page_size(kPageSize);
   do {
-    KVIST_ASSIGN_OR_RETURN(
-        const v1::GetSessionMemoryResponse page,
-        Call(*manager_, &v1::CacheManager::Stub::GetSessionMemory, request));
+    KVIST_ASSIGN_OR_RETURN(const v1::GetSessionMemoryResponse page,
+                           Call(*manager_, &v1::CacheManager::Stub::GetSessionMemory, request));
     sessions.insert(sessions.end(), page.sessions().begin(), page.sessions().end());
     request.set_page_token(page.next_page_token());
   } while (!request.page_token().empty());
@@ -196,7 +195,7 @@ absl::StatusOr<std::vector<v1::BlockInfo>> Client::ListBlocks(const std::string&
   request.set_worker_id(worker_id);
   do {
     const size_t left = limit - blocks.size();
-    request.set_page_size(static_cast<int32_t>(std::min<size_t>(left, kBlockPageSize)));
+    request.set_page_size(static_cast<int32_t>(std::min<size_t>(left, kPageSize)));
     KVIST_ASSIGN_OR_RETURN(const v1::ListBlocksResponse page,
                            Call(*manager_, &v1::CacheManager::Stub::ListBlocks, request));
     blocks.insert(blocks.end(), page.blocks().begin(), page.blocks().end());
@@ -218,7 +217,8 @@ std::string AdviceFor(const absl::Status& status) {
   switch (details.reason) {
     case ErrorReason::kQuota:
     case ErrorReason::kOverload:
-      return absl::StrCat("Try again in ", std::max<int64_t>(1, details.retry_after_ms / 1000), " s.");
+      return absl::StrCat("Try again in ", std::max<int64_t>(1, details.retry_after_ms / 1000),
+                          " s.");
     case ErrorReason::kNoWorker:
       return "Start a worker (kvist worker --model FILE), or wait until one has loaded its model.";
     case ErrorReason::kDraining:

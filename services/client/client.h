@@ -38,10 +38,10 @@ class Cancellation {
 };
 
 struct GenerateOptions {
-  std::function<void(const v1::Started&)> on_started;    // each may be empty
+  std::function<void(const v1::Started&)> on_started;  // each may be empty
   std::function<void(const v1::Progress&)> on_progress;
   std::function<void(const v1::Delta&)> on_delta;
-  std::chrono::milliseconds timeout{0};                  // 0: the server's
+  std::chrono::milliseconds timeout{0};  // 0: the server's
   Cancellation* cancellation = nullptr;
 };
 
@@ -50,19 +50,22 @@ struct Generated {
   std::string text;
   std::vector<v1::Token> tokens;
   v1::Started started;
-  v1::Finished finished;       // reason unspecified if the stream was cut
+  v1::Finished finished;  // reason unspecified if the stream was cut
 };
 
-// Thread-safe; calls of several threads share the connection. Errors carry ErrorDetails (common/base/status.h).
+// Thread-safe; calls of several threads share the connection. Errors carry ErrorDetails
+// (common/base/status.h).
 class Client {
  public:
-  // Waits up to `timeout` for a connection. INVALID_ARGUMENT for an address that is none; UNAVAILABLE if nobody listens there.
+  // Waits up to `timeout` for a connection. INVALID_ARGUMENT for an address that is none;
+  // UNAVAILABLE if nobody listens there.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint,
                                                          std::chrono::milliseconds timeout);
   // Over a channel that exists (tests, in process).
   explicit Client(std::shared_ptr<grpc::Channel> channel);
 
-  // Streams to the callbacks and gathers in `*generated`, which is filled as far as it came whatever the status.
+  // Streams to the callbacks and gathers in `*generated`, which is filled as far as it came
+  // whatever the status.
   absl::Status Generate(const v1::GenerateRequest& request, const GenerateOptions& options,
                         Generated* generated);
   // Goes on with a session's turn whose stream was cut.
@@ -81,8 +84,7 @@ class Client {
   // Of one session, or of all (all pages) for an empty id.
   absl::StatusOr<std::vector<v1::SessionMemory>> SessionMemoryOf(const std::string& id);
   // The first blocks of a worker, at most `limit`.
-  absl::StatusOr<std::vector<v1::BlockInfo>> ListBlocks(const std::string& worker_id,
-                                                        size_t limit);
+  absl::StatusOr<std::vector<v1::BlockInfo>> ListBlocks(const std::string& worker_id, size_t limit);
   absl::StatusOr<v1::GetStatsResponse> GetStats();
   absl::StatusOr<v1::EvictResponse> Evict(const v1::EvictRequest& request);
 

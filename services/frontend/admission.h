@@ -31,7 +31,8 @@ class Admission {
   // REQUIRES: max_running > 0.
   explicit Admission(int32_t max_running) : max_running_(max_running) {}
 
-  // RESOURCE_EXHAUSTED (kOverload, retry delay) if max_running requests are there; UNAVAILABLE (kDraining) after Close.
+  // RESOURCE_EXHAUSTED (kOverload, retry delay) if max_running requests are there; UNAVAILABLE
+  // (kDraining) after Close.
   absl::StatusOr<Ticket> Admit() ABSL_LOCKS_EXCLUDED(mutex_);
   // Nobody is admitted any more; who is in goes on.
   void Close() ABSL_LOCKS_EXCLUDED(mutex_);

@@ -1,4 +1,5 @@
-// The way back to one client. A client that does not read makes Write wait, and is closed after a while.
+// The way back to one client. A client that does not read makes Write wait, and is closed after a
+// while.
 #ifndef KVIST_SERVICES_FRONTEND_CLIENT_STREAM_H_
 #define KVIST_SERVICES_FRONTEND_CLIENT_STREAM_H_
 

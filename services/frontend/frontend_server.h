@@ -21,8 +21,8 @@ struct FrontendServerOptions {
   // Admitted at once, queued ones included; one more is refused. Each holds a thread.
   int32_t max_running_requests = 256;
   int64_t default_deadline_ms = 600'000;  // for calls that carry none
-  // Read ahead of a client. One that reads slower makes its worker wait, and is closed once a write to it has
-  // waited for slow_client_patience_ms.
+  // Read ahead of a client. One that reads slower makes its worker wait, and is closed once a write
+  // to it has waited for slow_client_patience_ms.
   size_t max_buffered_bytes_per_client = 1 << 20;
   int64_t slow_client_patience_ms = 30'000;
   int64_t worker_silence_limit_ms = 3000;  // a worker that sends nothing for so long is lost
@@ -32,8 +32,8 @@ struct FrontendServerOptions {
 // Thread-safe.
 class FrontendServer {
  public:
-  // Ready (RoleServer::SetReady) once it knows a worker and its model. INVALID_ARGUMENT for limits below 1; errors as
-  // RoleServer::Start.
+  // Ready (RoleServer::SetReady) once it knows a worker and its model. INVALID_ARGUMENT for limits
+  // below 1; errors as RoleServer::Start.
   static absl::StatusOr<std::unique_ptr<FrontendServer>> Start(
       const FrontendServerOptions& options);
   virtual ~FrontendServer() = default;

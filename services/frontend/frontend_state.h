@@ -1,4 +1,5 @@
-// What all handlers of a frontend share. Nothing in it outlives the process: a frontend may die at any time.
+// What all handlers of a frontend share. Nothing in it outlives the process: a frontend may die at
+// any time.
 #ifndef KVIST_SERVICES_FRONTEND_FRONTEND_STATE_H_
 #define KVIST_SERVICES_FRONTEND_FRONTEND_STATE_H_
 
@@ -25,8 +26,9 @@ namespace kvist::services {
 
 // Thread-safe: each part is, implicit sessions under their lock.
 struct FrontendState {
-  FrontendState(std::shared_ptr<grpc::Channel> manager_channel, ModelDirectoryOptions directory_options,
-                int32_t max_running_requests, prometheus::Registry& registry)
+  FrontendState(std::shared_ptr<grpc::Channel> manager_channel,
+                ModelDirectoryOptions directory_options, int32_t max_running_requests,
+                prometheus::Registry& registry)
       : manager(std::move(manager_channel)),
         directory(std::move(directory_options), &manager, &clock),
         admission(max_running_requests),

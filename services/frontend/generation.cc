@@ -18,9 +18,11 @@
 namespace kvist::services {
 namespace {
 
-// A client waits this long for its turn to be saved while the manager is away, if its deadline allows.
+// A client waits this long for its turn to be saved while the manager is away, if its deadline
+// allows.
 constexpr std::chrono::seconds kMaxSaveWait{30};
-// And this long at least, also past the deadline: what was generated should not be lost for a late write.
+// And this long at least, also past the deadline: what was generated should not be lost for a late
+// write.
 constexpr std::chrono::seconds kMinSaveWait{2};
 
 size_t LabelOf(v1::FinishReason reason) {  // index into kFinishReasonLabels
@@ -42,12 +44,12 @@ class Generation {
     record_ = wire;
     KVIST_RETURN_IF_ERROR(Check());
     if (!request_.session.empty()) {
-      KVIST_ASSIGN_OR_RETURN(
-          turn_, SessionTurn::Begin({.session_id = request_.session.value(),
-                                     .turn_id = DrawName(state_.random, "turn-"),
-                                     .record = record_,
-                                     .model_fingerprint = model_->fingerprint()},
-                                    &state_.manager, &state_.running_turns));
+      KVIST_ASSIGN_OR_RETURN(turn_, SessionTurn::Begin({.session_id = request_.session.value(),
+                                                        .turn_id = DrawName(state_.random, "turn-"),
+                                                        .record = record_,
+                                                        .model_fingerprint = model_->fingerprint(),
+                                                        .lease = Lease()},
+                                                       &state_.manager, &state_.running_turns));
     }
     return Run(/*first_index=*/0);
   }
@@ -74,6 +76,12 @@ class Generation {
     KVIST_RETURN_IF_ERROR(ValidateRequest(request_));
     KVIST_ASSIGN_OR_RETURN(model_, state_.directory.FindModel(request_.model));
     return ValidateForModel(request_, model_->limits());
+  }
+
+  // Until the turn is over and saved at the latest.
+  std::chrono::milliseconds Lease() const {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - admitted_at_) +
+           kMaxSaveWait * 2;
   }
 
   absl::Status Run(int64_t first_index) {
@@ -113,8 +121,8 @@ class Generation {
     *base.mutable_sampling() = ResolveSampling(request_, record_.sampling().seed());
     *base.mutable_stop() =
         ResolveStop(request_.stop, model_->limits().context_tokens - prompt_tokens);
-    *base.mutable_cache() = ResolveCache(
-        request_.cache, turn_ == nullptr ? v1::CacheParams() : turn_->cache());
+    *base.mutable_cache() =
+        ResolveCache(request_.cache, turn_ == nullptr ? v1::CacheParams() : turn_->cache());
     base.set_priority(request_.priority);
     return base;
   }
@@ -134,8 +142,7 @@ class Generation {
         .model_fingerprint = model_->fingerprint(),
         .attention = "full",
         .block_tokens = model_->block_tokens(),
-        .tenant_salt =
-            cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value())};
+        .tenant_salt = cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value())};
     return cache_manager::KeysOf(cache_manager::RootKey(scope), ids, model_->block_tokens());
   }
 
@@ -144,8 +151,8 @@ class Generation {
     return {.fingerprint = model_->fingerprint(),
             .tenant_id = principal_.tenant.value(),
             .session_id = session_id_,
-            .kv_format = cache.kv_format().empty() && !formats.empty() ? formats.front()
-                                                                        : cache.kv_format(),
+            .kv_format =
+                cache.kv_format().empty() && !formats.empty() ? formats.front() : cache.kv_format(),
             .block_tokens = model_->block_tokens(),
             .prompt_tokens = static_cast<int64_t>(prompt_ids_.size()),
             .keys = keys_};
@@ -171,8 +178,8 @@ class Generation {
     finished.mutable_usage()->set_prompt_tokens(static_cast<int64_t>(prompt_ids_.size()));
     finished.mutable_usage()->set_generated_tokens(static_cast<int64_t>(kept_ids.size()));
     // After a replay the worker's prompt held generated tokens too.
-    finished.mutable_usage()->set_cached_tokens(std::min<int64_t>(
-        result.usage.cached_tokens(), static_cast<int64_t>(prompt_ids_.size())));
+    finished.mutable_usage()->set_cached_tokens(
+        std::min<int64_t>(result.usage.cached_tokens(), static_cast<int64_t>(prompt_ids_.size())));
     SetTimings(result, finished.mutable_timings());
     EndSession(result, kept_ids, &finished);
     Count(result, finished);
@@ -249,15 +256,14 @@ class Generation {
 absl::Status TellEnded(FrontendState& state, const v1::ResumeRequest& resume,
                        const v1::GetTurnResponse& ended, ClientStream& client) {
   if (resume.next_index() > ended.generated_ids_size()) {
-    return FieldOutOfRange("next_index", absl::StrCat("the turn has ", ended.generated_ids_size(),
-                                                      " tokens"));
+    return FieldOutOfRange("next_index",
+                           absl::StrCat("the turn has ", ended.generated_ids_size(), " tokens"));
   }
   v1::GetSessionRequest get;
   get.set_id(resume.session_id());
   KVIST_ASSIGN_OR_RETURN(const v1::Session session,
                          state.manager.Call(&v1::Sessions::StubInterface::Get, get));
-  KVIST_ASSIGN_OR_RETURN(const auto model,
-                         state.directory.FindModel(session.model_fingerprint()));
+  KVIST_ASSIGN_OR_RETURN(const auto model, state.directory.FindModel(session.model_fingerprint()));
   const std::vector<int32_t> ids(ended.generated_ids().begin(), ended.generated_ids().end());
   KVIST_RETURN_IF_ERROR(ValidateIds("turn", ids, model->limits().vocab));
   v1::Started started;
@@ -287,8 +293,7 @@ absl::Status TellEnded(FrontendState& state, const v1::ResumeRequest& resume,
 }  // namespace
 
 absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& request,
-                         const Principal& principal, MonotonicTime deadline,
-                         ClientStream& client) {
+                         const Principal& principal, MonotonicTime deadline, ClientStream& client) {
   auto ticket = state.admission.Admit();
   if (!ticket.ok()) {
     state.metrics.requests_rejected_total.Increment();

@@ -1,4 +1,5 @@
-// One call of Generate or Resume from its first check to its last message ("Life of a request" in the README).
+// One call of Generate or Resume from its first check to its last message ("Life of a request" in
+// the README).
 #ifndef KVIST_SERVICES_FRONTEND_GENERATION_H_
 #define KVIST_SERVICES_FRONTEND_GENERATION_H_
 
@@ -11,14 +12,14 @@
 
 namespace kvist::services {
 
-// Blocks until the call is over. The status is how it ends, after the Finished message where there was one; errors as
-// ARCHITECTURE.md, section 7.
+// Blocks until the call is over. The status is how it ends, after the Finished message where there
+// was one; errors as ARCHITECTURE.md, section 7.
 absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& request,
                          const Principal& principal, MonotonicTime deadline, ClientStream& client);
 
-// Goes on with a session's turn from a token index: an open turn is run again from its record (output is deterministic), the last
-// ended one is told from the store. NOT_FOUND: no such turn; ABORTED: it is being streamed to somebody now; OUT_OF_RANGE: the index
-// is beyond the turn's end.
+// Goes on with a session's turn from a token index: an open turn is run again from its record
+// (output is deterministic), the last ended one is told from the store. NOT_FOUND: no such turn;
+// ABORTED: it is being streamed to somebody now; OUT_OF_RANGE: the index is beyond the turn's end.
 absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
                        const Principal& principal, MonotonicTime deadline, ClientStream& client);
 

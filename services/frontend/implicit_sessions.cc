@@ -46,8 +46,8 @@ void ImplicitSessions::End(const SessionId& session, std::span<const BlockKey> k
   MakeRoom();
 }
 
-// The deepest known block of the prompt decides. Held by several it is common ground; held by one whose last prompt goes on
-// beyond it, the two have parted there.
+// The deepest known block of the prompt decides. Held by several it is common ground; held by one
+// whose last prompt goes on beyond it, the two have parted there.
 ImplicitSessions::Session* ImplicitSessions::FindContinued(std::span<const BlockKey> keys,
                                                            uint64_t* number) {
   for (size_t depth = keys.size(); depth > 0; --depth) {
@@ -62,8 +62,7 @@ ImplicitSessions::Session* ImplicitSessions::FindContinued(std::span<const Block
   return nullptr;
 }
 
-void ImplicitSessions::SetChain(uint64_t number, Session* session,
-                                std::span<const BlockKey> keys) {
+void ImplicitSessions::SetChain(uint64_t number, Session* session, std::span<const BlockKey> keys) {
   size_t same = 0;
   const std::vector<BlockKey>& old = session->chain;
   while (same < old.size() && same < keys.size() && old[same] == keys[same]) ++same;
@@ -110,7 +109,8 @@ absl::Status ImplicitSessions::CheckInvariants() const {
     if (*session.age != number) return absl::InternalError("a session's age names another");
   }
   if (held != held_blocks_) return absl::InternalError("held_blocks_ is no sum of the chains");
-  if (oldest_first_.size() != sessions_.size()) return absl::InternalError("ages and sessions differ");
+  if (oldest_first_.size() != sessions_.size())
+    return absl::InternalError("ages and sessions differ");
   if (wanted.size() != blocks_.size()) return absl::InternalError("a block without a holder");
   for (const auto& [key, holders] : wanted) {
     const auto block = blocks_.find(key);

@@ -36,8 +36,9 @@ InFlight::Place InFlight::Enter(std::string worker_id, int64_t prefill_tokens, M
   Place place;
   MutexLock lock(mutex_);
   std::list<Sent>& list = by_worker_[worker_id];
-  place.sent_ = list.insert(list.end(), Sent{.worker_id = std::move(worker_id), .at = now,
-                                             .prefill_tokens = prefill_tokens});
+  place.sent_ = list.insert(
+      list.end(),
+      Sent{.worker_id = std::move(worker_id), .at = now, .prefill_tokens = prefill_tokens});
   place.table_ = this;
   return place;
 }

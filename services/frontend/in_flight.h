@@ -1,4 +1,5 @@
-// What this frontend has sent to each worker and is not done: added to the loads that workers report.
+// What this frontend has sent to each worker and is not done: added to the loads that workers
+// report.
 #ifndef KVIST_SERVICES_FRONTEND_IN_FLIGHT_H_
 #define KVIST_SERVICES_FRONTEND_IN_FLIGHT_H_
 

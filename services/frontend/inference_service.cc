@@ -38,8 +38,8 @@ grpc::Status InferenceService::Generate(grpc::ServerContext* context,
                                         const v1::GenerateRequest* request,
                                         grpc::ServerWriter<v1::GenerateResponse>* writer) {
   SlowClientWatch::Stream client(&slow_clients_, context, writer);
-  return ToGrpc(
-      RunGenerate(*state_, *request, PrincipalOf(*context), DeadlineOf(*context), client), context);
+  return ToGrpc(RunGenerate(*state_, *request, PrincipalOf(*context), DeadlineOf(*context), client),
+                context);
 }
 
 grpc::Status InferenceService::Resume(grpc::ServerContext* context,
@@ -61,9 +61,9 @@ absl::Status InferenceService::DoTokenize(const v1::TokenizeRequest& request,
   KVIST_RETURN_IF_ERROR(ValidateText("text", request.text()));
   KVIST_ASSIGN_OR_RETURN(const auto model, state_->directory.FindModel(request.model()));
   const text::Tokenizer& tokenizer = model->tokenizer();
-  std::vector<int32_t> ids = tokenizer.Encode(
-      request.text(), request.recognize_control() ? text::ControlTokens::kRecognised
-                                                  : text::ControlTokens::kPlain);
+  std::vector<int32_t> ids = tokenizer.Encode(request.text(), request.recognize_control()
+                                                                  ? text::ControlTokens::kRecognised
+                                                                  : text::ControlTokens::kPlain);
   const auto& bos = tokenizer.vocabulary().bos_id;
   if (request.add_bos() && bos.has_value()) ids.insert(ids.begin(), *bos);
   response->mutable_token_ids()->Add(ids.begin(), ids.end());
@@ -81,7 +81,8 @@ absl::Status InferenceService::DoDetokenize(const v1::DetokenizeRequest& request
                                             v1::DetokenizeResponse* response) const {
   const std::vector<int32_t> ids(request.token_ids().begin(), request.token_ids().end());
   if (ids.size() > kMaxDetokenizeIds) {
-    return FieldOutOfRange("token_ids", absl::StrCat("at most ", kMaxDetokenizeIds, " are allowed"));
+    return FieldOutOfRange("token_ids",
+                           absl::StrCat("at most ", kMaxDetokenizeIds, " are allowed"));
   }
   KVIST_ASSIGN_OR_RETURN(const auto model, state_->directory.FindModel(request.model()));
   KVIST_RETURN_IF_ERROR(ValidateIds("token_ids", ids, model->limits().vocab));

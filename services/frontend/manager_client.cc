@@ -33,7 +33,8 @@ absl::StatusOr<v1::ListWorkersResponse> ManagerClient::ListWorkers() {
   return CallOn(manager_.get(), &Manager::ListWorkers, v1::ListWorkersRequest(), kListDeadline);
 }
 
-absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(const v1::BeginTurnRequest& request) {
+absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(
+    const v1::BeginTurnRequest& request) {
   return Call(&Manager::BeginTurn, request);
 }
 
@@ -42,20 +43,10 @@ absl::StatusOr<v1::GetTurnResponse> ManagerClient::GetTurn(const v1::GetTurnRequ
 }
 
 TurnSaved ManagerClient::EndTurn(const v1::EndTurnRequest& request, MonotonicTime until) {
-  for (bool first = true;; first = false) {
+  // Ending a turn twice is the same as once, so a try whose answer was lost does no harm.
+  while (true) {
     const auto ended = CallOn(manager_.get(), &Manager::EndTurn, request, kEndTurnTry);
     if (ended.ok()) return {.saved = true, .version = ended->version()};
-    if (absl::IsAborted(ended.status()) && !first) {
-      // An earlier try may have arrived although its answer did not.
-      v1::GetTurnRequest get;
-      get.set_session_id(request.session_id());
-      get.set_turn_id(request.turn_id());
-      v1::GetSessionRequest session;
-      session.set_id(request.session_id());
-      const auto turn = GetTurn(get);
-      const auto now = Call(&v1::Sessions::StubInterface::Get, session);
-      if (turn.ok() && !turn->open() && now.ok()) return {.saved = true, .version = now->version()};
-    }
     if (!absl::IsUnavailable(ended.status()) || manager_ == nullptr ||
         std::chrono::steady_clock::now() + kRetryPause >= until) {
       return {.saved = false, .version = 0, .status = ended.status()};

@@ -1,4 +1,5 @@
-// The cache manager as the frontend calls it: short deadlines, and one meaning for "it is not there".
+// The cache manager as the frontend calls it: short deadlines, and one meaning for "it is not
+// there".
 #ifndef KVIST_SERVICES_FRONTEND_MANAGER_CLIENT_H_
 #define KVIST_SERVICES_FRONTEND_MANAGER_CLIENT_H_
 

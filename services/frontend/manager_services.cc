@@ -28,11 +28,11 @@ grpc::Status Pass(FrontendState* state, grpc::ServerContext* context,
 grpc::Status SessionsService::Create(grpc::ServerContext* context,
                                      const v1::CreateSessionRequest* request,
                                      v1::Session* response) {
-  absl::Status valid = request->id().empty() ? absl::OkStatus() : ValidateNewSessionId(request->id());
+  absl::Status valid =
+      request->id().empty() ? absl::OkStatus() : ValidateNewSessionId(request->id());
   if (valid.ok()) {
-    valid = ValidateSessionTtl(request->has_ttl_seconds()
-                                   ? std::optional<int64_t>(request->ttl_seconds())
-                                   : std::nullopt);
+    valid = ValidateSessionTtl(
+        request->has_ttl_seconds() ? std::optional<int64_t>(request->ttl_seconds()) : std::nullopt);
   }
   if (!valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Create, *request, response);
@@ -51,8 +51,7 @@ grpc::Status SessionsService::List(grpc::ServerContext* context,
 }
 
 grpc::Status SessionsService::Reset(grpc::ServerContext* context,
-                                    const v1::ResetSessionRequest* request,
-                                    v1::Session* response) {
+                                    const v1::ResetSessionRequest* request, v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Reset, *request, response);
 }

@@ -1,5 +1,5 @@
-// What the frontend passes on to the cache manager, so that users need one address: the Sessions service and the calls of
-// CacheManager that people make.
+// What the frontend passes on to the cache manager, so that users need one address: the Sessions
+// service and the calls of CacheManager that people make.
 #ifndef KVIST_SERVICES_FRONTEND_MANAGER_SERVICES_H_
 #define KVIST_SERVICES_FRONTEND_MANAGER_SERVICES_H_
 
@@ -9,7 +9,8 @@
 
 namespace kvist::services {
 
-// Ids and limits are checked here, the rest at the manager. UNAVAILABLE (kNoManager) if it does not answer. Thread-safe.
+// Ids and limits are checked here, the rest at the manager. UNAVAILABLE (kNoManager) if it does not
+// answer. Thread-safe.
 class SessionsService final : public v1::Sessions::Service {
  public:
   // REQUIRES: state outlives it.

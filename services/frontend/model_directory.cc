@@ -21,8 +21,9 @@ constexpr milliseconds kFailedPause{2000};
 
 template <typename Request, typename Response>
 absl::StatusOr<Response> Ask(v1::Worker::StubInterface& stub,
-                             grpc::Status (v1::Worker::StubInterface::*method)(
-                                 grpc::ClientContext*, const Request&, Response*),
+                             grpc::Status (v1::Worker::StubInterface::*method)(grpc::ClientContext*,
+                                                                               const Request&,
+                                                                               Response*),
                              const Request& request, milliseconds deadline) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + deadline);
@@ -83,8 +84,8 @@ void ModelDirectory::PollManager() {
 void ModelDirectory::PollFixed(const std::string& address) {
   auto& stub = fixed_[address];
   if (stub == nullptr) stub = v1::Worker::NewStub(ConnectTo(address));
-  const auto load = Ask(*stub, &v1::Worker::StubInterface::GetLoad, v1::GetLoadRequest(),
-                        kLoadDeadline);
+  const auto load =
+      Ask(*stub, &v1::Worker::StubInterface::GetLoad, v1::GetLoadRequest(), kLoadDeadline);
   if (!load.ok()) return;
   v1::WorkerInfo info;
   info.set_worker_id(load->worker_id());

@@ -1,5 +1,5 @@
-// Which workers there are and what they serve: polled from the cache manager and from fixed addresses, kept while both are
-// silent, so that requests go on without a manager.
+// Which workers there are and what they serve: polled from the cache manager and from fixed
+// addresses, kept while both are silent, so that requests go on without a manager.
 #ifndef KVIST_SERVICES_FRONTEND_MODEL_DIRECTORY_H_
 #define KVIST_SERVICES_FRONTEND_MODEL_DIRECTORY_H_
 
@@ -31,18 +31,21 @@ struct KnownWorker {
   std::string fingerprint;
   int64_t context_tokens = 0;
   v1::WorkerLoad load;
-  MonotonicTime load_at;       // when the worker made that report
+  MonotonicTime load_at;  // when the worker made that report
   bool suspect = false;
-  MonotonicTime failed_until;  // an attempt on it failed a moment ago: not chosen if there is another
+  MonotonicTime
+      failed_until;  // an attempt on it failed a moment ago: not chosen if there is another
   std::shared_ptr<v1::Worker::StubInterface> stub;
 };
 
 struct ModelDirectoryOptions {
   std::vector<std::string> worker_addresses;
   std::chrono::milliseconds poll_interval{500};
-  // A worker that no answer has named for so long is forgotten. Covers a manager's restart: workers reconnect within 1 s.
+  // A worker that no answer has named for so long is forgotten. Covers a manager's restart: workers
+  // reconnect within 1 s.
   std::chrono::milliseconds forget_after{15'000};
-  std::function<void(bool ready)> on_ready;  // called when there is a first worker, or none any more
+  std::function<void(bool ready)>
+      on_ready;  // called when there is a first worker, or none any more
 };
 
 // Thread-safe. Owns a polling thread between Start and Stop.
@@ -55,8 +58,8 @@ class ModelDirectory {
   void Start();
   void Stop();  // idempotent
 
-  // By name or fingerprint; empty: the only one. NOT_FOUND (field "model") listing the names; INVALID_ARGUMENT if empty is
-  // ambiguous; UNAVAILABLE (kNoWorker) if no worker is there.
+  // By name or fingerprint; empty: the only one. NOT_FOUND (field "model") listing the names;
+  // INVALID_ARGUMENT if empty is ambiguous; UNAVAILABLE (kNoWorker) if no worker is there.
   absl::StatusOr<std::shared_ptr<const ServedModel>> FindModel(const std::string& name) const;
   // That serve the model, by id.
   std::vector<KnownWorker> WorkersOf(const std::string& fingerprint) const;

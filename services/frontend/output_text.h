@@ -16,24 +16,28 @@
 
 namespace kvist::services {
 
-// A token that the client may have now, with its text (empty for a piece of a character or a control token).
+// A token that the client may have now, with its text (empty for a piece of a character or a
+// control token).
 struct VisibleToken {
   std::optional<v1::Token> token;  // nullopt: only what was left of a character at the very end
   std::string text;
 };
 
-// Text is let go token by token: a token is held back as long as its text may be the beginning of a stop string. So the text a
-// client has is a function of the number of tokens it has, which is what Resume needs. Single-threaded.
+// Text is let go token by token: a token is held back as long as its text may be the beginning of a
+// stop string. So the text a client has is a function of the number of tokens it has, which is what
+// Resume needs. Single-threaded.
 class OutputText {
  public:
   // Keeps a pointer to the tokenizer, which must outlive it.
   OutputText(const text::Tokenizer* tokenizer, std::vector<std::string> stop_strings);
 
-  // Takes the next token and appends to `out` what became visible. Returns true when a stop string was found: `out` then holds
-  // everything that is kept (a token is kept if its text begins before the match; its text is cut there) and the
-  // stream has ended. REQUIRES: no end yet; the id is in the vocabulary.
+  // Takes the next token and appends to `out` what became visible. Returns true when a stop string
+  // was found: `out` then holds everything that is kept (a token is kept if its text begins before
+  // the match; its text is cut there) and the stream has ended. REQUIRES: no end yet; the id is in
+  // the vocabulary.
   bool Push(const v1::Token& token, std::vector<VisibleToken>* out);
-  // The end: lets everything go. Returns true if what was left of a character completed a stop string.
+  // The end: lets everything go. Returns true if what was left of a character completed a stop
+  // string.
   bool Finish(std::vector<VisibleToken>* out);
 
  private:

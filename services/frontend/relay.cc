@@ -1,5 +1,5 @@
-// Invariant: result_.generated.size() is the index of the next token wanted. A message counts only if it carries the
-// number of the attempt that is running; a token only if its index is that one.
+// Invariant: result_.generated.size() is the index of the next token wanted. A message counts only
+// if it carries the number of the attempt that is running; a token only if its index is that one.
 #include "services/frontend/relay.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kLookUp{50};        // how often Gone is asked
+constexpr milliseconds kLookUp{50};          // how often Gone is asked
 constexpr milliseconds kDeadlineSlack{500};  // the worker's own end at the deadline comes first
 
 // How an attempt ended.
@@ -54,7 +54,7 @@ class Relay {
       }
       fruitless_ = before == result_.generated.size() ? fruitless_ + (taken_ ? 1 : 0) : 0;
       if (fruitless_ >= options_.max_fruitless_attempts) {
-        Fail(Lost(absl::StrCat("lost by ", fruitless_, " workers")));
+        Fail(Lost());
         return std::move(result_);
       }
     }
@@ -65,8 +65,8 @@ class Relay {
   bool FinishedAlready(int64_t most) {
     const auto count = static_cast<int64_t>(result_.generated.size());
     if (count == 0) return false;
-    const bool stop = count > request_.base.stop().min_new_tokens() &&
-                      request_.is_stop(result_.generated.back());
+    const bool stop =
+        count > request_.base.stop().min_new_tokens() && request_.is_stop(result_.generated.back());
     if (!stop && count < most) return false;
     result_.reason = stop ? v1::STOP : v1::LENGTH;
     result_.usage.set_prompt_tokens(request_.base.prompt_ids_size());
@@ -90,14 +90,15 @@ class Relay {
   }
   void Fail(absl::Status status) { EndWith(v1::ERROR, std::move(status)); }
 
-  // A status that tells where to resume.
-  absl::Status Lost(const std::string& why) const {
-    return WithDetails(
-        absl::AbortedError(absl::StrCat("the worker was lost and no other could go on: ", why)),
-        {.resume_index = static_cast<int64_t>(result_.generated.size())});
+  // A status that tells where to resume. What happened behind (addresses, other processes) is for
+  // the log.
+  absl::Status Lost() const {
+    return WithDetails(absl::AbortedError("the worker was lost and no other could go on"),
+                       {.resume_index = static_cast<int64_t>(result_.generated.size())});
   }
 
-  // No worker beside those that failed: they may come back, or others come. false: no longer; the result is filled.
+  // No worker beside those that failed: they may come back, or others come. false: no longer; the
+  // result is filled.
   bool WaitForWorkers(const absl::Status& none) {
     const bool begun = result_.attempts > 0;
     const bool refused = !last_error_.ok() && absl::IsResourceExhausted(last_error_);
@@ -108,7 +109,7 @@ class Relay {
       return false;
     }
     if (clock_.Now() - last_news_ > patience) {
-      Fail(begun ? Lost(std::string(last_error_.message())) : none);
+      Fail(begun ? Lost() : none);
       return false;
     }
     failed_.clear();
@@ -221,6 +222,8 @@ class Relay {
         EndWith(reason, absl::OkStatus());
         return End::kOver;
       }
+      // Nobody here cancelled: the session was deleted, by way of another frontend.
+      if (reason == v1::CANCELLED) return ClientGone();
       if (reason == v1::DEADLINE) {
         EndWith(v1::DEADLINE, absl::DeadlineExceededError("the deadline passed"));
         return End::kOver;

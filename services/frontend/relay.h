@@ -1,5 +1,6 @@
-// One request's way over the workers: an attempt at a time, replayed on another worker when one is lost, so that the tokens that
-// come out rise by exactly one whatever happens behind (ARCHITECTURE.md 6, step 7).
+// One request's way over the workers: an attempt at a time, replayed on another worker when one is
+// lost, so that the tokens that come out rise by exactly one whatever happens behind
+// (ARCHITECTURE.md 6, step 7).
 #ifndef KVIST_SERVICES_FRONTEND_RELAY_H_
 #define KVIST_SERVICES_FRONTEND_RELAY_H_
 
@@ -49,7 +50,8 @@ class RelaySink {
  public:
   enum class Verdict { kGoOn, kStop, kGone };
   virtual ~RelaySink() = default;
-  // Whether nobody wants the rest: the client left, or the turn was cancelled. Asked at least every 50 ms.
+  // Whether nobody wants the rest: the client left, or the turn was cancelled. Asked at least every
+  // 50 ms.
   virtual bool Gone() = 0;
   // A worker took the request; only the first time. false: the client is gone.
   virtual bool OnStarted(const std::string& worker_id) = 0;
@@ -59,21 +61,23 @@ class RelaySink {
 };
 
 struct RelayOptions {
-  std::chrono::milliseconds silence_limit{3000};   // a worker sends something every 500 ms
-  std::chrono::milliseconds replay_wait{15'000};   // for a worker to come back, since the last news
-  std::chrono::milliseconds first_wait{3000};      // for a first worker to take the request
-  int32_t max_fruitless_attempts = 4;  // taken by a worker and lost without a token: the request may be the cause
+  std::chrono::milliseconds silence_limit{3000};  // a worker sends something every 500 ms
+  std::chrono::milliseconds replay_wait{15'000};  // for a worker to come back, since the last news
+  std::chrono::milliseconds first_wait{3000};     // for a first worker to take the request
+  int32_t max_fruitless_attempts =
+      4;  // taken by a worker and lost without a token: the request may be the cause
   size_t max_buffered_bytes = size_t{1} << 20;
 };
 
 struct RelayRequest {
   v1::WorkerGenerateRequest base;  // attempt and generated_ids are the relay's to fill
   MonotonicTime deadline;
-  std::function<bool(int32_t id)> is_stop;  // ends the generation, for a worker lost right after its last token
+  std::function<bool(int32_t id)>
+      is_stop;  // ends the generation, for a worker lost right after its last token
 };
 
 struct RelayResult {
-  absl::Status status;             // not OK: how the call ends
+  absl::Status status;  // not OK: how the call ends
   v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
   std::vector<int32_t> generated;  // passed to the sink
   v1::Usage usage;                 // of the worker that finished
@@ -85,9 +89,10 @@ struct RelayResult {
   MonotonicTime last_token_at;
 };
 
-// Runs the request to its end. Blocks. `reason` is STOP, LENGTH, CANCELLED (the sink's verdict kStop counts as STOP), DEADLINE
-// with DEADLINE_EXCEEDED, or ERROR with: the worker's refusal as it is; UNAVAILABLE (kNoWorker) if none took the request;
-// ABORTED with resume_index if workers were lost and no replay was possible.
+// Runs the request to its end. Blocks. `reason` is STOP, LENGTH, CANCELLED (the sink's verdict
+// kStop counts as STOP), DEADLINE with DEADLINE_EXCEEDED, or ERROR with: the worker's refusal as it
+// is; UNAVAILABLE (kNoWorker) if none took the request; ABORTED with resume_index if workers were
+// lost and no replay was possible.
 RelayResult RunRelay(const RelayRequest& request, const RelayOptions& options,
                      WorkerChooser& chooser, RelaySink& sink, const Clock& clock);
 

@@ -1,4 +1,5 @@
-// One request as the frontend sees it, whatever door it came through: plain data, checked in validate.h.
+// One request as the frontend sees it, whatever door it came through: plain data, checked in
+// validate.h.
 #ifndef KVIST_SERVICES_FRONTEND_REQUEST_H_
 #define KVIST_SERVICES_FRONTEND_REQUEST_H_
 
@@ -12,7 +13,8 @@
 
 namespace kvist::services {
 
-// Who asks. Made at the edge from the caller's credential; everybody is tenant "default" while there are none.
+// Who asks. Made at the edge from the caller's credential; everybody is tenant "default" while
+// there are none.
 struct Principal {
   TenantId tenant{"default"};
 };

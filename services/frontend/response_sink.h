@@ -20,8 +20,8 @@ namespace kvist::services {
 class ResponseSink final : public RelaySink {
  public:
   struct Options {
-    v1::Started started;           // worker_id is filled in
-    int64_t first_index = 0;       // tokens before it are known to the client (Resume)
+    v1::Started started;              // worker_id is filled in
+    int64_t first_index = 0;          // tokens before it are known to the client (Resume)
     std::function<bool()> cancelled;  // beside the client's leaving; may be empty
     FrontendMetrics* metrics = nullptr;
     const Clock* clock = nullptr;

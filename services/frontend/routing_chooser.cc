@@ -23,13 +23,12 @@ absl::StatusOr<ChosenWorker> RoutingChooser::Choose(const WorkerLives& failed) {
   }
   const KnownWorker& worker = workers[*picked];
   const int64_t matched = views[*picked].matched_device_tokens;
-  return ChosenWorker{
-      .id = worker.id,
-      .incarnation = worker.incarnation,
-      .stub = worker.stub,
-      .located_tokens = matched,
-      .place = state_->in_flight.Enter(worker.id, request_.prompt_tokens - matched,
-                                       state_->clock.Now())};
+  return ChosenWorker{.id = worker.id,
+                      .incarnation = worker.incarnation,
+                      .stub = worker.stub,
+                      .located_tokens = matched,
+                      .place = state_->in_flight.Enter(worker.id, request_.prompt_tokens - matched,
+                                                       state_->clock.Now())};
 }
 
 void RoutingChooser::MarkFailed(const ChosenWorker& worker) {

@@ -1,4 +1,5 @@
-// Chooses a worker for a request: facts from the manager, the workers and this frontend, judged by routing/router.h.
+// Chooses a worker for a request: facts from the manager, the workers and this frontend, judged by
+// routing/router.h.
 #ifndef KVIST_SERVICES_FRONTEND_ROUTING_CHOOSER_H_
 #define KVIST_SERVICES_FRONTEND_ROUTING_CHOOSER_H_
 

@@ -26,8 +26,9 @@ class ServedModel {
   static absl::StatusOr<std::shared_ptr<const ServedModel>> Create(
       const v1::GetModelResponse& response);
 
-  // The ids that a request appends to `history` (empty: the conversation's beginning, BOS included where the model wants it).
-  // INVALID_ARGUMENT (field "prompt.chat") for roles in an impossible order, or if the model has no known chat template.
+  // The ids that a request appends to `history` (empty: the conversation's beginning, BOS included
+  // where the model wants it). INVALID_ARGUMENT (field "prompt.chat") for roles in an impossible
+  // order, or if the model has no known chat template.
   absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Prompt& prompt,
                                                     std::span<const int32_t> history) const;
   // Ids that end a generation: the model's own unless ignored, and the request's.

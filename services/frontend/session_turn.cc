@@ -1,5 +1,7 @@
 #include "services/frontend/session_turn.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "services/frontend/limits.h"
@@ -16,6 +18,7 @@ absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::Begin(const Options& o
   request.set_request(options.record.SerializeAsString());
   request.set_seed(options.record.sampling().seed());
   request.set_model_fingerprint(options.model_fingerprint);
+  request.set_lease_ms(std::clamp<int64_t>(options.lease.count(), 1, kMaxTurnLeaseMs));
   if (request.request().size() > kMaxTurnRecordBytes) {
     return FieldOutOfRange("prompt", absl::StrCat("a session's turn may have at most ",
                                                   kMaxTurnRecordBytes, " bytes"));
@@ -52,7 +55,8 @@ SessionTurn::~SessionTurn() {
   request.set_turn_id(turn_id_);
   request.set_reason(v1::ERROR);
   request.set_discard(true);
-  // One try: if the manager is away, the next turn's begin finds this one open and its frontend done.
+  // One try: if the manager is away, the next turn's begin finds this one open and its frontend
+  // done.
   manager_->EndTurn(request, MonotonicTime::min());
 }
 

@@ -1,7 +1,9 @@
-// A turn of a session: begun at the cache manager before the first token, ended there before the client hears of the end.
+// A turn of a session: begun at the cache manager before the first token, ended there before the
+// client hears of the end.
 #ifndef KVIST_SERVICES_FRONTEND_SESSION_TURN_H_
 #define KVIST_SERVICES_FRONTEND_SESSION_TURN_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -25,9 +27,11 @@ class SessionTurn {
     std::string turn_id;
     v1::GenerateRequest record;
     std::string model_fingerprint;
+    std::chrono::milliseconds lease{
+        0};  // after it the session is free again, if this frontend has died
   };
-  // NOT_FOUND: no such session. ABORTED: another turn is open. FAILED_PRECONDITION: begun with another model. UNAVAILABLE
-  // (kNoManager). OUT_OF_RANGE: the record is larger than 4 MiB.
+  // NOT_FOUND: no such session. ABORTED: another turn is open. FAILED_PRECONDITION: begun with
+  // another model. UNAVAILABLE (kNoManager). OUT_OF_RANGE: the record is larger than 4 MiB.
   static absl::StatusOr<std::unique_ptr<SessionTurn>> Begin(const Options& options,
                                                             ManagerClient* manager,
                                                             RunningTurns* running);
@@ -47,7 +51,7 @@ class SessionTurn {
   bool cancelled() const { return entry_.cancelled(); }
 
   struct Outcome {
-    std::span<const int32_t> prompt_ids;     // new ones, without the history
+    std::span<const int32_t> prompt_ids;  // new ones, without the history
     std::span<const int32_t> generated_ids;
     v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
   };

@@ -42,7 +42,8 @@ void StopMatcher::UpdateSafeOffset() {
   size_t held = 0;
   for (const std::string& stop : stops_) {
     for (size_t length = std::min(stop.size() - 1, tail_.size()); length > held; --length) {
-      if (std::string_view(tail_).ends_with(std::string_view(stop).substr(0, length))) held = length;
+      if (std::string_view(tail_).ends_with(std::string_view(stop).substr(0, length)))
+        held = length;
     }
   }
   safe_offset_ = end_offset_ - static_cast<int64_t>(held);

@@ -29,16 +29,15 @@ absl::Status CheckFloat(std::string_view field, std::optional<float> value, cons
   if (!value.has_value()) return absl::OkStatus();
   const bool above = range.low_open ? *value > range.low : *value >= range.low;
   if (std::isfinite(*value) && above && *value <= range.high) return absl::OkStatus();
-  return InvalidField(field, absl::StrCat("must be ", range.low_open ? "above " : "from ", range.low,
-                                          range.low_open ? ", up to " : " to ", range.high,
-                                          "; it is ", *value));
+  return InvalidField(
+      field, absl::StrCat("must be ", range.low_open ? "above " : "from ", range.low,
+                          range.low_open ? ", up to " : " to ", range.high, "; it is ", *value));
 }
 
 template <typename T>
 absl::Status CheckInteger(std::string_view field, T value, T low, T high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return InvalidField(field,
-                      absl::StrCat("must be from ", low, " to ", high, "; it is ", value));
+  return InvalidField(field, absl::StrCat("must be from ", low, " to ", high, "; it is ", value));
 }
 
 absl::Status CheckSampling(const SamplingChoice& sampling) {
@@ -49,13 +48,16 @@ absl::Status CheckSampling(const SamplingChoice& sampling) {
   KVIST_RETURN_IF_ERROR(CheckFloat("sampling.repetition_penalty", sampling.repetition_penalty,
                                    {0.0f, kMaxRepetitionPenalty, true}));
   const Range penalty{-kMaxAbsolutePenalty, kMaxAbsolutePenalty};
-  KVIST_RETURN_IF_ERROR(CheckFloat("sampling.presence_penalty", sampling.presence_penalty, penalty));
+  KVIST_RETURN_IF_ERROR(
+      CheckFloat("sampling.presence_penalty", sampling.presence_penalty, penalty));
   KVIST_RETURN_IF_ERROR(
       CheckFloat("sampling.frequency_penalty", sampling.frequency_penalty, penalty));
   if (sampling.top_k.value_or(0) < 0) {
-    return InvalidField("sampling.top_k", absl::StrCat("must not be negative; it is ", *sampling.top_k));
+    return InvalidField("sampling.top_k",
+                        absl::StrCat("must not be negative; it is ", *sampling.top_k));
   }
-  return CheckInteger<int32_t>("sampling.logprobs", sampling.logprobs.value_or(0), 0, kMaxTopLogprobs);
+  return CheckInteger<int32_t>("sampling.logprobs", sampling.logprobs.value_or(0), 0,
+                               kMaxTopLogprobs);
 }
 
 absl::Status CheckStop(const StopChoice& stop) {
@@ -66,15 +68,18 @@ absl::Status CheckStop(const StopChoice& stop) {
   KVIST_RETURN_IF_ERROR(
       CheckInteger<int64_t>("stop.min_new_tokens", stop.min_new_tokens.value_or(0), 0, most));
   if (stop.stop_ids.size() > static_cast<size_t>(kMaxRequestStopIds)) {
-    return InvalidField("stop.stop_ids", absl::StrCat("at most ", kMaxRequestStopIds, " are allowed"));
+    return InvalidField("stop.stop_ids",
+                        absl::StrCat("at most ", kMaxRequestStopIds, " are allowed"));
   }
   if (stop.stop_strings.size() > static_cast<size_t>(kMaxStopStrings)) {
-    return InvalidField("stop.stop_strings", absl::StrCat("at most ", kMaxStopStrings, " are allowed"));
+    return InvalidField("stop.stop_strings",
+                        absl::StrCat("at most ", kMaxStopStrings, " are allowed"));
   }
   for (const std::string& stop_string : stop.stop_strings) {
     if (stop_string.empty() || stop_string.size() > kMaxStopStringBytes) {
-      return InvalidField("stop.stop_strings", absl::StrCat("each must have 1 to ", kMaxStopStringBytes,
-                                                            " bytes; one has ", stop_string.size()));
+      return InvalidField("stop.stop_strings",
+                          absl::StrCat("each must have 1 to ", kMaxStopStringBytes,
+                                       " bytes; one has ", stop_string.size()));
     }
     if (!text::IsValidUtf8(stop_string)) return InvalidField("stop.stop_strings", "must be UTF-8");
   }
@@ -84,9 +89,9 @@ absl::Status CheckStop(const StopChoice& stop) {
 absl::Status CheckChat(const ChatPrompt& chat) {
   if (chat.messages.empty()) return FieldOutOfRange("prompt.chat", "there is no message");
   if (chat.messages.size() > kMaxChatMessages) {
-    return FieldOutOfRange("prompt.chat", absl::StrCat("at most ", kMaxChatMessages,
-                                                       " messages are allowed; there are ",
-                                                       chat.messages.size()));
+    return FieldOutOfRange("prompt.chat",
+                           absl::StrCat("at most ", kMaxChatMessages,
+                                        " messages are allowed; there are ", chat.messages.size()));
   }
   size_t bytes = 0;
   for (const ChatTurn& message : chat.messages) {
@@ -98,7 +103,8 @@ absl::Status CheckChat(const ChatPrompt& chat) {
       return FieldOutOfRange("prompt.chat",
                              absl::StrCat("at most ", kMaxTextBytes, " bytes are allowed"));
     }
-    if (!text::IsValidUtf8(message.content)) return InvalidField("prompt.chat.content", "must be UTF-8");
+    if (!text::IsValidUtf8(message.content))
+      return InvalidField("prompt.chat.content", "must be UTF-8");
   }
   return absl::OkStatus();
 }
@@ -111,7 +117,8 @@ absl::Status CheckPrompt(const Prompt& prompt) {
   if (const auto* ids = std::get_if<IdsPrompt>(&prompt)) {
     if (ids->ids.empty()) return FieldOutOfRange("prompt.ids", "the prompt is empty");
     if (ids->ids.size() > static_cast<size_t>(kMaxPromptIds)) {
-      return FieldOutOfRange("prompt.ids", absl::StrCat("at most ", kMaxPromptIds, " ids are allowed"));
+      return FieldOutOfRange("prompt.ids",
+                             absl::StrCat("at most ", kMaxPromptIds, " ids are allowed"));
     }
     return absl::OkStatus();
   }
@@ -137,8 +144,8 @@ absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds) {
 
 absl::Status ValidateText(std::string_view field, std::string_view value) {
   if (value.size() > kMaxTextBytes) {
-    return FieldOutOfRange(field, absl::StrCat("at most ", kMaxTextBytes, " bytes are allowed; it has ",
-                                               value.size()));
+    return FieldOutOfRange(field, absl::StrCat("at most ", kMaxTextBytes,
+                                               " bytes are allowed; it has ", value.size()));
   }
   return text::IsValidUtf8(value) ? absl::OkStatus() : InvalidField(field, "must be UTF-8");
 }
@@ -146,7 +153,8 @@ absl::Status ValidateText(std::string_view field, std::string_view value) {
 absl::Status ValidateIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab) {
   for (const int32_t id : ids) {
     if (id < 0 || id >= vocab) {
-      return InvalidField(field, absl::StrCat("token id ", id, " is not in the vocabulary of ", vocab));
+      return InvalidField(field,
+                          absl::StrCat("token id ", id, " is not in the vocabulary of ", vocab));
     }
   }
   return absl::OkStatus();
@@ -158,7 +166,8 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
     KVIST_RETURN_IF_ERROR(ValidateId("session_id", request.session.value()));
   }
   if (request.model.size() > kMaxModelNameBytes || !text::IsValidUtf8(request.model)) {
-    return InvalidField("model", absl::StrCat("must be UTF-8 of at most ", kMaxModelNameBytes, " bytes"));
+    return InvalidField("model",
+                        absl::StrCat("must be UTF-8 of at most ", kMaxModelNameBytes, " bytes"));
   }
   KVIST_RETURN_IF_ERROR(CheckPrompt(request.prompt));
   KVIST_RETURN_IF_ERROR(CheckSampling(request.sampling));
@@ -176,15 +185,15 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
   }
   KVIST_RETURN_IF_ERROR(ValidateIds("stop.stop_ids", request.stop.stop_ids, model.vocab));
   if (request.sampling.top_k.value_or(0) > model.vocab) {
-    return InvalidField("sampling.top_k", absl::StrCat("must be from 0 to ", model.vocab,
-                                                       " (the vocabulary); it is ",
-                                                       *request.sampling.top_k));
+    return InvalidField("sampling.top_k",
+                        absl::StrCat("must be from 0 to ", model.vocab, " (the vocabulary); it is ",
+                                     *request.sampling.top_k));
   }
   const std::string& format = request.cache.kv_format;
   const auto& served = model.kv_formats;
   if (!format.empty() && std::find(served.begin(), served.end(), format) == served.end()) {
-    return InvalidField("cache.kv_format", absl::StrCat("is not served; these are: ",
-                                                        absl::StrJoin(served, ", ")));
+    return InvalidField("cache.kv_format",
+                        absl::StrCat("is not served; these are: ", absl::StrJoin(served, ", ")));
   }
   return absl::OkStatus();
 }
@@ -192,9 +201,10 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
 absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& model) {
   if (prompt_tokens < 1) return FieldOutOfRange("prompt", "the prompt is empty");
   if (prompt_tokens < model.context_tokens) return absl::OkStatus();
-  return FieldOutOfRange("prompt", absl::StrCat("it has ", prompt_tokens,
-                                                " tokens, history included; the context holds ",
-                                                model.context_tokens, ", one of them for the answer"));
+  return FieldOutOfRange(
+      "prompt",
+      absl::StrCat("it has ", prompt_tokens, " tokens, history included; the context holds ",
+                   model.context_tokens, ", one of them for the answer"));
 }
 
 }  // namespace kvist::services

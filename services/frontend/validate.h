@@ -21,14 +21,15 @@ struct ModelLimits {
   std::vector<std::string> kv_formats;
 };
 
-// Everything that needs no model: sizes, ranges, NaN, UTF-8, unknown enum values. INVALID_ARGUMENT with the field named;
-// OUT_OF_RANGE for an empty prompt or one beyond the limit of bytes, messages or ids.
+// Everything that needs no model: sizes, ranges, NaN, UTF-8, unknown enum values. INVALID_ARGUMENT
+// with the field named; OUT_OF_RANGE for an empty prompt or one beyond the limit of bytes, messages
+// or ids.
 absl::Status ValidateRequest(const InferenceRequest& request);
 // What needs the model: ids and top_k within the vocabulary, the KV format served.
 // REQUIRES: ValidateRequest was OK.
 absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model);
-// A prompt as ids, a session's history included: OUT_OF_RANGE (field "prompt") if it is empty or leaves no room for one new
-// token in the context.
+// A prompt as ids, a session's history included: OUT_OF_RANGE (field "prompt") if it is empty or
+// leaves no room for one new token in the context.
 absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& model);
 
 // At most 64 of [A-Za-z0-9._-], at least one. INVALID_ARGUMENT naming `field`.

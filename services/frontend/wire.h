@@ -1,4 +1,5 @@
-// Between the messages of proto/kvist/v1 and the plain request. Checks nothing: that is validate.h's.
+// Between the messages of proto/kvist/v1 and the plain request. Checks nothing: that is
+// validate.h's.
 #ifndef KVIST_SERVICES_FRONTEND_WIRE_H_
 #define KVIST_SERVICES_FRONTEND_WIRE_H_
 

@@ -1,4 +1,5 @@
-// Invariant: while held_, at most one read is on its way (reading_), and only its completion or Next starts another.
+// Invariant: while held_, at most one read is on its way (reading_), and only its completion or
+// Next starts another.
 #include "services/frontend/worker_stream.h"
 
 #include <utility>

@@ -16,8 +16,9 @@
 
 namespace kvist::services {
 
-// Reads ahead up to `max_buffered_bytes`, then lets the worker wait (HTTP/2 flow control). One reader; Thread-safe against
-// gRPC's threads. Destruction cancels what is left and waits until gRPC has let go, which it does at once.
+// Reads ahead up to `max_buffered_bytes`, then lets the worker wait (HTTP/2 flow control). One
+// reader; Thread-safe against gRPC's threads. Destruction cancels what is left and waits until gRPC
+// has let go, which it does at once.
 class WorkerStream final : private grpc::ClientReadReactor<v1::WorkerGenerateResponse> {
  public:
   struct Options {
@@ -30,7 +31,8 @@ class WorkerStream final : private grpc::ClientReadReactor<v1::WorkerGenerateRes
   ~WorkerStream() override;
 
   enum class Event { kMessage, kEnd, kTimeout };
-  // Waits until `until` for the next message. kEnd: `*status` is how the call ended; every message came before.
+  // Waits until `until` for the next message. kEnd: `*status` is how the call ended; every message
+  // came before.
   Event Next(MonotonicTime until, v1::WorkerGenerateResponse* message, absl::Status* status)
       ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -62,9 +62,10 @@ double RoutingCost(int64_t prompt_tokens, const WorkerView& worker, int64_t exce
   const WorkerLoadTokens load = LoadOf(worker, options);
   const double half = static_cast<double>(std::max<int64_t>(1, options.credit_half_excess_tokens));
   const double decay = half / (half + static_cast<double>(std::max<int64_t>(0, excess_tokens)));
-  const double credit = decay * (static_cast<double>(worker.matched_device_tokens) +
-                                 options.host_credit * static_cast<double>(worker.matched_host_tokens) +
-                                 options.disk_credit * static_cast<double>(worker.matched_disk_tokens));
+  const double credit =
+      decay * (static_cast<double>(worker.matched_device_tokens) +
+               options.host_credit * static_cast<double>(worker.matched_host_tokens) +
+               options.disk_credit * static_cast<double>(worker.matched_disk_tokens));
   const double work = static_cast<double>(prompt_tokens + load.prefill) - credit;
   return std::max(0.0, work) + static_cast<double>(load.decode);
 }
@@ -72,7 +73,8 @@ double RoutingCost(int64_t prompt_tokens, const WorkerView& worker, int64_t exce
 std::optional<size_t> PickWorker(int64_t prompt_tokens, std::span<const WorkerView> workers,
                                  const RoutingOptions& options) {
   const auto trusted = PickAmong(prompt_tokens, workers, options, /*suspect=*/false);
-  return trusted.has_value() ? trusted : PickAmong(prompt_tokens, workers, options, /*suspect=*/true);
+  return trusted.has_value() ? trusted
+                             : PickAmong(prompt_tokens, workers, options, /*suspect=*/true);
 }
 
 }  // namespace kvist::services

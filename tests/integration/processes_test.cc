@@ -1,0 +1,178 @@
+// The three roles as processes: one is killed and started again while a stream runs.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/base/mutex.h"
+#include "services/client/client.h"
+#include "tests/support/model_files.h"
+#include "tests/support/subprocess.h"
+
+namespace kvist::services {
+namespace {
+
+using testing::ReadyValue;
+using testing::Subprocess;
+
+bool Until(const std::function<bool()>& condition) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  Mutex mutex;
+  CondVar never;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > until) return false;
+    MutexLock lock(mutex);
+    never.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(10));
+  }
+  return true;
+}
+
+v1::GenerateRequest Request(const std::string& session, int64_t max_new) {
+  v1::GenerateRequest request;
+  for (int32_t id = 1; id <= 20; ++id) request.mutable_ids()->add_ids(id);
+  request.set_session_id(session);
+  request.mutable_stop()->set_max_new_tokens(max_new);
+  request.mutable_stop()->set_ignore_model_stops(true);
+  return request;
+}
+
+// A process and the address that it said it listens on.
+struct Role {
+  std::unique_ptr<Subprocess> process;
+  std::string grpc;
+};
+
+class ProcessesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::path(::testing::TempDir()) /
+              ("kvist-processes-" + std::to_string(getpid()));
+    std::filesystem::create_directories(folder_);
+    manager_ = StartManager("127.0.0.1:0");
+    worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"),
+                     "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0", "--threads", "1",
+                     "--kernels", "scalar", "--kv-memory", "16MB", "--id", "w"});
+    frontend_ = Start({"frontend", "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0"});
+    client_ = Client::Connect(frontend_.grpc, std::chrono::seconds(10)).value();
+    ASSERT_TRUE(Until([&] {
+      const auto models = client_->ListModels();
+      return models.ok() && models->models_size() == 1;
+    }));
+    ASSERT_TRUE(Until([&] { return MirrorIsExact(); }));
+  }
+  void TearDown() override {
+    for (Role* role : {&frontend_, &worker_, &manager_}) {
+      if (role->process == nullptr) continue;
+      role->process->Kill(SIGTERM);
+      EXPECT_EQ(role->process->WaitForExit(60), 0) << role->process->errors();
+    }
+    std::error_code error;
+    std::filesystem::remove_all(folder_, error);
+  }
+
+  static Role Start(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), KVIST_BINARY);
+    for (const char* more : {"--metrics", "127.0.0.1:0"}) arguments.emplace_back(more);
+    Role role{.process = std::make_unique<Subprocess>(arguments)};
+    role.grpc = ReadyValue(role.process->WaitForLine("kvist ready ", 60), "grpc");
+    EXPECT_FALSE(role.grpc.empty()) << role.process->errors();
+    return role;
+  }
+  Role StartManager(const std::string& address) {
+    return Start({"cache-manager", "--grpc", address, "--data-dir", (folder_ / "data").string()});
+  }
+
+  bool MirrorIsExact() const {
+    const auto stats = client_->GetStats();
+    return stats.ok() && stats->workers_size() == 1 && stats->workers(0).confidence() == v1::EXACT;
+  }
+  int64_t MirroredBlocks() const {
+    const auto stats = client_->GetStats();
+    return stats.ok() && stats->workers_size() == 1 ? stats->workers(0).mirrored_blocks() : -1;
+  }
+
+  std::filesystem::path folder_;
+  Role manager_;
+  Role worker_;
+  Role frontend_;
+  std::unique_ptr<Client> client_;
+};
+
+TEST_F(ProcessesTest, ManagerKilledAndStartedAgainDuringAGeneration) {
+  v1::CreateSessionRequest create;
+  create.set_id("s");
+  ASSERT_TRUE(client_->CreateSession(create).ok());
+  Generated before;
+  ASSERT_TRUE(client_->Generate(Request("s", 30), {}, &before).ok());
+  int64_t blocks = 0;
+  ASSERT_TRUE(Until([&] { return MirrorIsExact() && (blocks = MirroredBlocks()) >= 3; }));
+
+  // Recomputing everything for every token makes it long enough.
+  v1::GenerateRequest slow = Request("s", 180);
+  slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  std::atomic<int64_t> tokens = 0;
+  GenerateOptions options;
+  options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
+  Generated during;
+  absl::Status status;
+  std::thread stream([&] { status = client_->Generate(slow, options, &during); });
+  const bool begun = Until([&] { return tokens > 2; });
+  manager_.process->Kill(SIGKILL);
+  EXPECT_EQ(manager_.process->WaitForExit(10), 128 + SIGKILL);
+  const int64_t at_kill = tokens;
+  const bool went_on = Until([&] { return tokens > at_kill + 2; });
+  const absl::Status without = client_->GetStats().status();
+  manager_ = StartManager(manager_.grpc);
+  stream.join();
+  ASSERT_TRUE(begun);
+  EXPECT_TRUE(went_on) << "at " << at_kill;
+  EXPECT_EQ(without.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(during.tokens.size(), 180u);
+  EXPECT_TRUE(during.finished.turn_saved());
+
+  EXPECT_TRUE(Until([&] { return MirrorIsExact(); }));
+  EXPECT_GE(MirroredBlocks(), blocks);
+  // The store kept the session; its next turn goes on behind both turns.
+  Generated after;
+  v1::GenerateRequest next = Request("s", 2);
+  next.mutable_ids()->mutable_ids()->Truncate(1);
+  ASSERT_TRUE(client_->Generate(next, {}, &after).ok());
+  EXPECT_EQ(after.finished.usage().prompt_tokens(), 20 + 30 + 20 + 180 + 1);
+  EXPECT_GE(after.finished.usage().cached_tokens(), 32);
+}
+
+TEST_F(ProcessesTest, WorkerKilledAndStartedAgainTakesTheRequestUpAgain) {
+  Generated alone;
+  ASSERT_TRUE(client_->Generate(Request("", 150), {}, &alone).ok());
+  v1::GenerateRequest slow = Request("", 150);
+  slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  std::atomic<int64_t> tokens = 0;
+  GenerateOptions options;
+  options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
+  Generated during;
+  absl::Status status;
+  std::thread stream([&] { status = client_->Generate(slow, options, &during); });
+  const bool begun = Until([&] { return tokens > 2; });
+  worker_.process->Kill(SIGKILL);
+  EXPECT_EQ(worker_.process->WaitForExit(10), 128 + SIGKILL);
+  worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"),
+                   "--cache-manager", manager_.grpc, "--grpc", worker_.grpc, "--threads", "1",
+                   "--kernels", "scalar", "--kv-memory", "16MB", "--id", "w"});
+  stream.join();
+  ASSERT_TRUE(begun);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(during.finished.attempts(), 2u);
+  ASSERT_EQ(during.tokens.size(), alone.tokens.size());
+  for (size_t i = 0; i < alone.tokens.size(); ++i) {
+    EXPECT_EQ(during.tokens[i].id(), alone.tokens[i].id()) << i;
+    EXPECT_EQ(during.tokens[i].index(), static_cast<int64_t>(i));
+  }
+}
+
+}  // namespace
+}  // namespace kvist::services
