@@ -14,7 +14,6 @@
 
 namespace kvist::worker {
 
-// The most logits that NeedsCounts options touch are the distinct tokens of the sequence.
 // Whether the options' penalties read the counts at all.
 bool NeedsCounts(const SamplingOptions& options);
 
