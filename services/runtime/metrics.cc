@@ -56,7 +56,7 @@ constexpr MetricDescription kAll[] = {
     {kWorker, kCounter, "kvist_worker_requests_total", "requests", "worker,finished_reason",
      "Requests ended on the worker, by reason."},
     {kWorker, kCounter, "kvist_evictions_total", "blocks", "worker,cause",
-     "Named blocks that left a tier, by cause."},
+     "Blocks that left a tier, by cause."},
     {kWorker, kGauge, "kvist_blocks", "blocks", "worker,pool,state,tier",
      "Blocks of each pool by state and tier."},
     {kWorker, kGauge, "kvist_manager_connected", "streams", "worker",

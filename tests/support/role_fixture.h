@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "cache_manager/event_log.h"
 #include "cache_manager/snapshot.h"
 #include "common/base/mutex.h"
@@ -146,7 +147,7 @@ inline std::set<std::string> BlocksOfPool(worker::Engine& engine) {
       for (const cache_manager::Event& event : slice.events) {
         const auto* stored = std::get_if<cache_manager::BlockStored>(&event);
         if (stored != nullptr)
-          blocks.insert(std::to_string(stored->pool) + "/" + stored->key.Hex());
+          blocks.insert(absl::StrCat(stored->pool, "/", stored->key.Hex()));
       }
       if (slice.last) return;
     }
@@ -169,7 +170,7 @@ inline std::set<std::string> BlocksOfMirror(v1::CacheManager::Stub& manager,
     for (const v1::BlockInfo& block : response.blocks()) {
       cache_manager::BlockKey key;
       std::memcpy(key.bytes.data(), block.key().data(), key.bytes.size());
-      blocks.insert(std::to_string(block.pool()) + "/" + key.Hex());
+      blocks.insert(absl::StrCat(block.pool(), "/", key.Hex()));
     }
     if (response.next_page_token().empty()) return blocks;
     request.set_page_token(response.next_page_token());

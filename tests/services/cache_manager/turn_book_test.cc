@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "cache_manager/limits.h"
 #include "common/base/status.h"
 #include "services/cache_manager/limits.h"
@@ -43,8 +44,8 @@ class TurnBookTest : public testing::Test {
     v1::BeginTurnRequest request;
     request.set_session_id("s");
     request.set_turn_id(turn);
-    request.set_request_id("r-" + turn);
-    request.set_request("replay of " + turn);
+    request.set_request_id(absl::StrCat("r-", turn));
+    request.set_request(absl::StrCat("replay of ", turn));
     request.set_seed(0xffffffffffffffff);
     request.set_model_fingerprint(model);
     return book_->BeginTurn(request);
@@ -124,7 +125,7 @@ TEST_F(TurnBookTest, OfManyThreadsOneOpensTheTurn) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&, i] {
-      const auto begun = Begin("t" + std::to_string(i));
+      const auto begun = Begin(absl::StrCat("t", i));
       opened += begun.ok();
       EXPECT_TRUE(begun.ok() || absl::IsAborted(begun.status())) << begun.status();
     });

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "services/runtime/metrics.h"
 #include "services/worker/limits.h"
@@ -27,7 +28,7 @@ using ::testing::HasSubstr;
 
 text::Vocabulary SmallVocabulary() {
   text::Vocabulary vocabulary;
-  for (int i = 0; i < 64; ++i) vocabulary.pieces.push_back("p" + std::to_string(i));
+  for (int i = 0; i < 64; ++i) vocabulary.pieces.push_back(absl::StrCat("p", i));
   vocabulary.kinds.assign(64, text::TokenKind::kNormal);
   vocabulary.merges = {"a b"};
   vocabulary.bos_id = 1;
