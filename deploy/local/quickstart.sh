@@ -81,7 +81,7 @@ server_log=$state_dir/server.log
 # Port 0: the system picks free ports, the server says which. A session of its own under --keep, so
 # that closing the terminal does not end it.
 server=("$kvist" serve --model "$model_file" --data-dir "$state_dir/data"
-  --grpc 127.0.0.1:0 --http 127.0.0.1:0 --metrics 127.0.0.1:0)
+  --grpc 127.0.0.1:0 --metrics 127.0.0.1:0)
 if [ -n "$keep" ]; then
   setsid "${server[@]}" >"$server_log" 2>&1 </dev/null &
 else
@@ -90,9 +90,8 @@ fi
 server_pid=$!
 ready=$(wait_ready "$server_pid" "$server_log" 180) || die "the server did not start"
 grpc=$(ready_address grpc "$ready")
-http=$(ready_address http "$ready" || say "no address")
 metrics=$(ready_address metrics "$ready" || say "no address")
-say "Ready. gRPC on $grpc, HTTP on $http, metrics on $metrics."
+say "Ready. gRPC on $grpc, metrics on $metrics."
 
 # field NAME...: the member NAME (or NAME.NAME) of the JSON object on stdin; numbers with two
 # decimals.
