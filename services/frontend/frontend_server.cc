@@ -91,8 +91,8 @@ class FrontendServerImpl final : public FrontendServer {
   bool ready_ ABSL_GUARDED_BY(mutex_) = false;
   FrontendState state_;
   InferenceService inference_;
-  SessionsService sessions_;
-  MemoryService memory_;
+  SessionsProxy sessions_;
+  MemoryProxy memory_;
   std::unique_ptr<RoleServer> server_;
 };
 

@@ -25,7 +25,7 @@ grpc::Status Pass(FrontendState* state, grpc::ServerContext* context,
 
 }  // namespace
 
-grpc::Status SessionsService::Create(grpc::ServerContext* context,
+grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
                                      const v1::CreateSessionRequest* request,
                                      v1::Session* response) {
   absl::Status valid =
@@ -38,25 +38,25 @@ grpc::Status SessionsService::Create(grpc::ServerContext* context,
   return Pass(state_, context, &SessionsStub::Create, *request, response);
 }
 
-grpc::Status SessionsService::Get(grpc::ServerContext* context,
+grpc::Status SessionsProxy::Get(grpc::ServerContext* context,
                                   const v1::GetSessionRequest* request, v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Get, *request, response);
 }
 
-grpc::Status SessionsService::List(grpc::ServerContext* context,
+grpc::Status SessionsProxy::List(grpc::ServerContext* context,
                                    const v1::ListSessionsRequest* request,
                                    v1::ListSessionsResponse* response) {
   return Pass(state_, context, &SessionsStub::List, *request, response);
 }
 
-grpc::Status SessionsService::Reset(grpc::ServerContext* context,
+grpc::Status SessionsProxy::Reset(grpc::ServerContext* context,
                                     const v1::ResetSessionRequest* request, v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Reset, *request, response);
 }
 
-grpc::Status SessionsService::Truncate(grpc::ServerContext* context,
+grpc::Status SessionsProxy::Truncate(grpc::ServerContext* context,
                                        const v1::TruncateSessionRequest* request,
                                        v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
@@ -66,7 +66,7 @@ grpc::Status SessionsService::Truncate(grpc::ServerContext* context,
   return Pass(state_, context, &SessionsStub::Truncate, *request, response);
 }
 
-grpc::Status SessionsService::Delete(grpc::ServerContext* context,
+grpc::Status SessionsProxy::Delete(grpc::ServerContext* context,
                                      const v1::DeleteSessionRequest* request,
                                      v1::DeleteSessionResponse* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
@@ -75,31 +75,31 @@ grpc::Status SessionsService::Delete(grpc::ServerContext* context,
   return status;
 }
 
-grpc::Status MemoryService::ListWorkers(grpc::ServerContext* context,
+grpc::Status MemoryProxy::ListWorkers(grpc::ServerContext* context,
                                         const v1::ListWorkersRequest* request,
                                         v1::ListWorkersResponse* response) {
   return Pass(state_, context, &ManagerStub::ListWorkers, *request, response);
 }
 
-grpc::Status MemoryService::GetSessionMemory(grpc::ServerContext* context,
+grpc::Status MemoryProxy::GetSessionMemory(grpc::ServerContext* context,
                                              const v1::GetSessionMemoryRequest* request,
                                              v1::GetSessionMemoryResponse* response) {
   return Pass(state_, context, &ManagerStub::GetSessionMemory, *request, response);
 }
 
-grpc::Status MemoryService::ListBlocks(grpc::ServerContext* context,
+grpc::Status MemoryProxy::ListBlocks(grpc::ServerContext* context,
                                        const v1::ListBlocksRequest* request,
                                        v1::ListBlocksResponse* response) {
   return Pass(state_, context, &ManagerStub::ListBlocks, *request, response);
 }
 
-grpc::Status MemoryService::GetStats(grpc::ServerContext* context,
+grpc::Status MemoryProxy::GetStats(grpc::ServerContext* context,
                                      const v1::GetStatsRequest* request,
                                      v1::GetStatsResponse* response) {
   return Pass(state_, context, &ManagerStub::GetStats, *request, response);
 }
 
-grpc::Status MemoryService::Evict(grpc::ServerContext* context, const v1::EvictRequest* request,
+grpc::Status MemoryProxy::Evict(grpc::ServerContext* context, const v1::EvictRequest* request,
                                   v1::EvictResponse* response) {
   return Pass(state_, context, &ManagerStub::Evict, *request, response);
 }

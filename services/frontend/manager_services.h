@@ -11,10 +11,10 @@ namespace kvist::services {
 
 // Ids and limits are checked here, the rest at the manager. UNAVAILABLE (kNoManager) if it does not
 // answer. Thread-safe.
-class SessionsService final : public v1::Sessions::Service {
+class SessionsProxy final : public v1::Sessions::Service {
  public:
   // REQUIRES: state outlives it.
-  explicit SessionsService(FrontendState* state) : state_(state) {}
+  explicit SessionsProxy(FrontendState* state) : state_(state) {}
 
   grpc::Status Create(grpc::ServerContext* context, const v1::CreateSessionRequest* request,
                       v1::Session* response) override;
@@ -35,10 +35,10 @@ class SessionsService final : public v1::Sessions::Service {
 };
 
 // The calls between services (WorkerStream, Locate, turns) are UNIMPLEMENTED here. Thread-safe.
-class MemoryService final : public v1::CacheManager::Service {
+class MemoryProxy final : public v1::CacheManager::Service {
  public:
   // REQUIRES: state outlives it.
-  explicit MemoryService(FrontendState* state) : state_(state) {}
+  explicit MemoryProxy(FrontendState* state) : state_(state) {}
 
   grpc::Status ListWorkers(grpc::ServerContext* context, const v1::ListWorkersRequest* request,
                            v1::ListWorkersResponse* response) override;

@@ -192,9 +192,8 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelDirectory::FindModel(
   MutexLock lock(mutex_);
   std::vector<std::shared_ptr<const ServedModel>> served;
   for (const auto& [fingerprint, model] : models_) {
-    const bool has_worker = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
-      return entry.second.worker.fingerprint == fingerprint;
-    });
+    bool has_worker = false;
+    for (const auto& [id, entry] : workers_) has_worker |= entry.worker.fingerprint == fingerprint;
     if (!has_worker) continue;
     if (!name.empty() && (model->name() == name || fingerprint == name)) return model;
     served.push_back(model);
