@@ -123,7 +123,7 @@ class Relay {
     request.set_expected_incarnation(worker.incarnation);
     request.mutable_generated_ids()->Add(result_.generated.begin(), result_.generated.end());
     const auto left = request_.deadline - clock_.Now() + kDeadlineSlack;
-    WorkerStream stream(worker.stub.get(), request,
+    AttemptStream stream(worker.stub.get(), request,
                         {.deadline = std::chrono::system_clock::now() +
                                      std::chrono::duration_cast<std::chrono::microseconds>(left),
                          .max_buffered_bytes = options_.max_buffered_bytes});
@@ -133,14 +133,14 @@ class Relay {
     while (true) {
       absl::Status status;
       switch (stream.Next(clock_.Now() + kLookUp, &message, &status)) {
-        case WorkerStream::Event::kTimeout:
+        case AttemptStream::Event::kTimeout:
           if (StopsNow()) return End::kOver;
           if (clock_.Now() - heard <= options_.silence_limit) break;
           last_error_ = absl::UnavailableError("silent for too long");
           return End::kLost;
-        case WorkerStream::Event::kEnd:
+        case AttemptStream::Event::kEnd:
           return EndOfStream(status);
-        case WorkerStream::Event::kMessage:
+        case AttemptStream::Event::kMessage:
           if (StopsNow()) return End::kOver;
           if (message.attempt() == attempt_) {
             if (const auto end = OnMessage(message, worker); end.has_value()) return *end;

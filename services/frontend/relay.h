@@ -20,7 +20,7 @@
 #include "common/base/clock.h"
 #include "proto/kvist/v1/worker.grpc.pb.h"
 #include "services/frontend/in_flight.h"
-#include "services/frontend/worker_stream.h"
+#include "services/frontend/attempt_stream.h"
 
 namespace kvist::services {
 

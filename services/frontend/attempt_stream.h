@@ -1,6 +1,6 @@
 // One attempt's stream from a worker, readable with a time limit and bounded in memory.
-#ifndef KVIST_SERVICES_FRONTEND_WORKER_STREAM_H_
-#define KVIST_SERVICES_FRONTEND_WORKER_STREAM_H_
+#ifndef KVIST_SERVICES_FRONTEND_ATTEMPT_STREAM_H_
+#define KVIST_SERVICES_FRONTEND_ATTEMPT_STREAM_H_
 
 #include <grpcpp/grpcpp.h>
 
@@ -19,16 +19,16 @@ namespace kvist::services {
 // Reads ahead up to `max_buffered_bytes`, then lets the worker wait (HTTP/2 flow control). One
 // reader; Thread-safe against gRPC's threads. Destruction cancels what is left and waits until gRPC
 // has let go, which it does at once.
-class WorkerStream final : private grpc::ClientReadReactor<v1::WorkerGenerateResponse> {
+class AttemptStream final : private grpc::ClientReadReactor<v1::WorkerGenerateResponse> {
  public:
   struct Options {
     std::chrono::system_clock::time_point deadline;
     size_t max_buffered_bytes = size_t{1} << 20;
   };
   // REQUIRES: the stub's channel outlives the stream.
-  WorkerStream(v1::Worker::StubInterface* stub, const v1::WorkerGenerateRequest& request,
+  AttemptStream(v1::Worker::StubInterface* stub, const v1::WorkerGenerateRequest& request,
                const Options& options);
-  ~WorkerStream() override;
+  ~AttemptStream() override;
 
   enum class Event { kMessage, kEnd, kTimeout };
   // Waits until `until` for the next message. kEnd: `*status` is how the call ended; every message
@@ -57,4 +57,4 @@ class WorkerStream final : private grpc::ClientReadReactor<v1::WorkerGenerateRes
 
 }  // namespace kvist::services
 
-#endif  // KVIST_SERVICES_FRONTEND_WORKER_STREAM_H_
+#endif  // KVIST_SERVICES_FRONTEND_ATTEMPT_STREAM_H_

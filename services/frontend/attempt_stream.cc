@@ -1,6 +1,6 @@
 // Invariant: while held_, at most one read is on its way (reading_), and only its completion or
 // Next starts another.
-#include "services/frontend/worker_stream.h"
+#include "services/frontend/attempt_stream.h"
 
 #include <utility>
 
@@ -8,7 +8,7 @@
 
 namespace kvist::services {
 
-WorkerStream::WorkerStream(v1::Worker::StubInterface* stub,
+AttemptStream::AttemptStream(v1::Worker::StubInterface* stub,
                            const v1::WorkerGenerateRequest& request, const Options& options)
     : max_buffered_bytes_(options.max_buffered_bytes), request_(request) {
   context_.set_deadline(options.deadline);
@@ -18,7 +18,7 @@ WorkerStream::WorkerStream(v1::Worker::StubInterface* stub,
   StartCall();
 }
 
-WorkerStream::~WorkerStream() {
+AttemptStream::~AttemptStream() {
   context_.TryCancel();
   bool release = false;
   {
@@ -31,7 +31,7 @@ WorkerStream::~WorkerStream() {
   while (!done_) changed_.Wait(mutex_);
 }
 
-WorkerStream::Event WorkerStream::Next(MonotonicTime until, v1::WorkerGenerateResponse* message,
+AttemptStream::Event AttemptStream::Next(MonotonicTime until, v1::WorkerGenerateResponse* message,
                                        absl::Status* status) {
   bool read = false;
   {
@@ -55,7 +55,7 @@ WorkerStream::Event WorkerStream::Next(MonotonicTime until, v1::WorkerGenerateRe
   return Event::kMessage;
 }
 
-void WorkerStream::OnReadDone(bool ok) {
+void AttemptStream::OnReadDone(bool ok) {
   bool read = false;
   bool release = false;
   {
@@ -74,7 +74,7 @@ void WorkerStream::OnReadDone(bool ok) {
   if (release) RemoveHold();
 }
 
-void WorkerStream::OnDone(const grpc::Status& status) {
+void AttemptStream::OnDone(const grpc::Status& status) {
   absl::Status ended = FromGrpc(status, context_);
   MutexLock lock(mutex_);
   status_ = std::move(ended);
