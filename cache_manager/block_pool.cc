@@ -270,6 +270,19 @@ bool BlockPool::Evict(const BlockKey& key, EvictionCause cause) {
   return true;
 }
 
+void BlockPool::EvictPartials(const BlockKey& parent, EvictionCause cause) {
+  State& s = *state_;
+  int32_t looked_at = 0;
+  for (BlockIndex child = s.index.NewestChild(parent);
+       child != kNoBlock && looked_at < kMaxChildrenLookedAt; ++looked_at) {
+    const BlockIndex older = s.index.entry(child).older;
+    if (s.index.entry(child).key.empty() && s.at(child).state == BlockState::kCached) {
+      s.EvictBlock(child, cause);
+    }
+    child = older;
+  }
+}
+
 int32_t BlockPool::EvictSome(int32_t blocks, EvictionCause cause) {
   int32_t evicted = 0;
   while (evicted < blocks && state_->EvictOne(cause)) ++evicted;

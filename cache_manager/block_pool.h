@@ -145,6 +145,9 @@ class BlockPool {
   // Evicts the named block if it is unreferenced (and, where leaves only, childless). Returns
   // whether it did.
   bool Evict(const BlockKey& key, EvictionCause cause);
+  // Evicts the unreferenced partial children of `parent`, which keep it from being childless. Looks
+  // at the newest kMaxChildrenLookedAt children.
+  void EvictPartials(const BlockKey& parent, EvictionCause cause);
   // Evicts up to `blocks` unreferenced ones in the policy's order; returns how many.
   int32_t EvictSome(int32_t blocks, EvictionCause cause);
 

@@ -18,9 +18,6 @@ void EventLog::Append(Event event) {
     DropThrough(last_seq());
     ++overflows_;
   }
-  if (const auto* evicted = std::get_if<BlockEvicted>(&event)) {
-    ++evictions_[static_cast<size_t>(evicted->cause)];
-  }
   waiting_.push_back(std::move(event));
 }
 

@@ -3,7 +3,6 @@
 #ifndef KVIST_CACHE_MANAGER_EVENT_LOG_H_
 #define KVIST_CACHE_MANAGER_EVENT_LOG_H_
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -50,8 +49,6 @@ class EventLog {
   // The sequence number of the newest event; 0 before the first.
   uint64_t last_seq() const { return first_waiting_seq_ + waiting_.size() - 1; }
   size_t waiting() const { return waiting_.size(); }
-  // Blocks evicted since the start, sent or not, by EvictionCause.
-  const std::array<uint64_t, kNumEvictionCauses>& evictions() const { return evictions_; }
   // How often events were dropped because too many waited.
   uint64_t overflows() const { return overflows_; }
   // Digests of all pools after event last_seq().
@@ -62,7 +59,6 @@ class EventLog {
   std::deque<Event> waiting_;
   uint64_t first_waiting_seq_ = 1;
   uint64_t overflows_ = 0;
-  std::array<uint64_t, kNumEvictionCauses> evictions_{};
   std::vector<PoolDigest> digests_;
 };
 

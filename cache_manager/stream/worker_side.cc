@@ -65,14 +65,16 @@ absl::Status WorkerSide::Receive(const ManagerMessage& message) {
 
 CommandOutcome WorkerSide::Execute(const EvictCommand& command) {
   if (command.incarnation != info_.incarnation) {
-    return {.request = command.request, .result = CommandResult::kRefused,
+    return {.request = command.request,
+            .result = CommandResult::kRefused,
             .reason = "meant for another incarnation"};
   }
   const auto known = executed_.find(command.request);
   if (known != executed_.end()) return known->second;
   CommandOutcome outcome;
   if (command.intent_version < intent_version_) {
-    outcome = {.request = command.request, .result = CommandResult::kRefused,
+    outcome = {.request = command.request,
+               .result = CommandResult::kRefused,
                .reason = "made under an older intent"};
   } else {
     intent_version_ = command.intent_version;
@@ -99,8 +101,10 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
   } else {
     BlockPool& pool = *sources_.pools[command.pool];
     for (const BlockKey& key : command.keys) {
-      if (pool.Evict(key, EvictionCause::kCommand)) ++outcome.evicted_blocks;
-      else if (pool.Contains(key)) ++outcome.left_blocks;
+      if (pool.Evict(key, EvictionCause::kCommand))
+        ++outcome.evicted_blocks;
+      else if (pool.Contains(key))
+        ++outcome.left_blocks;
     }
   }
   if (outcome.left_blocks > 0) outcome.result = CommandResult::kClipped;
@@ -109,12 +113,12 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
 
 // From the tails on, so that only blocks go that nothing continues.
 void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outcome) {
-  const EvictionCause cause =
-      command.release ? EvictionCause::kClosed : EvictionCause::kCommand;
+  const EvictionCause cause = command.release ? EvictionCause::kClosed : EvictionCause::kCommand;
   for (size_t i = 0; i < sources_.pools.size(); ++i) {
     BlockPool& pool = *sources_.pools[i];
     const auto chain = sources_.sessions->Chain(command.session, static_cast<PoolIndex>(i));
     for (size_t k = chain.size(); k-- > 0;) {
+      pool.EvictPartials(chain[k], cause);  // the unnamed tail of an answer
       if (pool.Evict(chain[k], cause)) {
         ++outcome.evicted_blocks;
       } else if (pool.Contains(chain[k])) {
@@ -162,8 +166,8 @@ std::vector<WorkerMessage> WorkerSide::Poll(int64_t now_ms, const WorkerLoad& lo
     out.emplace_back(std::move(outcomes_.front()));
   }
   if (snapshot_.has_value() && out.size() < max_messages) out.emplace_back(NextChunk());
-  const bool due = !last_heartbeat_ms_.has_value() ||
-                   now_ms - *last_heartbeat_ms_ >= heartbeat_interval_ms_;
+  const bool due =
+      !last_heartbeat_ms_.has_value() || now_ms - *last_heartbeat_ms_ >= heartbeat_interval_ms_;
   if (due && sources_.log->waiting() == 0 && out.size() < max_messages) {
     const auto digests = sources_.log->digests();
     out.emplace_back(Heartbeat{sources_.log->last_seq(), {digests.begin(), digests.end()}, load});
@@ -173,8 +177,7 @@ std::vector<WorkerMessage> WorkerSide::Poll(int64_t now_ms, const WorkerLoad& lo
 }
 
 bool WorkerSide::has_more() const {
-  return connected_ &&
-         (sources_.log->waiting() > 0 || !outcomes_.empty() || snapshot_.has_value());
+  return connected_ && (sources_.log->waiting() > 0 || !outcomes_.empty() || snapshot_.has_value());
 }
 
 }  // namespace kvist::cache_manager

@@ -121,7 +121,7 @@ fi
 say ""
 
 heading "6. What the KV cache is worth"
-say "The completion of \"The red cat was\" by up to 100 tokens, with the cache and without it"
+say "The completion of \"The red cat was\" by 100 tokens, with the cache and without it"
 say "(every step then computes the whole text again)."
 
 # timed_completion CACHE_KIND: leaves the answer in `completion` and the seconds that it took in
@@ -129,7 +129,8 @@ say "(every step then computes the whole text again)."
 timed_completion() {
   local start
   start=$(date +%s.%N)
-  completion=$(generate "The red cat was" --max-new-tokens 100 --cache "$1" 2>/dev/null) ||
+  completion=$(generate "The red cat was" --max-new-tokens 100 --ignore-eos --cache "$1" \
+    2>/dev/null) ||
     die "the completion failed; the server's log: $(tail -n 5 "$server_log")"
   seconds=$(awk -v start="$start" -v end="$(date +%s.%N)" 'BEGIN {printf "%.2f", end - start}')
 }

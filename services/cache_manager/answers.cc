@@ -38,10 +38,14 @@ absl::Status BadToken() { return InvalidField("page_token", "is not one that a p
 
 v1::Confidence ToProto(cm::Confidence confidence) {
   switch (confidence) {
-    case cm::Confidence::kExact: return v1::EXACT;
-    case cm::Confidence::kLagging: return v1::LAGGING;
-    case cm::Confidence::kResync: return v1::RESYNC;
-    case cm::Confidence::kBlind: return v1::BLIND;
+    case cm::Confidence::kExact:
+      return v1::EXACT;
+    case cm::Confidence::kLagging:
+      return v1::LAGGING;
+    case cm::Confidence::kResync:
+      return v1::RESYNC;
+    case cm::Confidence::kBlind:
+      return v1::BLIND;
   }
   return v1::BLIND;
 }

@@ -33,7 +33,8 @@ struct UseOfWorker {
 };
 UseOfWorker UseOf(const cache_manager::WorkerEntry& entry);
 
-// Where a page of blocks begins: "POOL:KEY" (hex; empty: the pool's start) or, along a session's chains, "POOL:INDEX".
+// Where a page of blocks begins: "POOL:KEY" (hex; empty: the pool's start) or, along a session's
+// chains, "POOL:INDEX".
 struct BlockCursor {
   size_t pool = 0;
   size_t index = 0;

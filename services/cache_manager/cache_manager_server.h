@@ -1,4 +1,5 @@
-// The cache-manager role: sessions over a store, the mirror of the workers, over gRPC (CacheManager and Sessions services).
+// The cache-manager role: sessions over a store, the mirror of the workers, over gRPC (CacheManager
+// and Sessions services).
 #ifndef KVIST_SERVICES_CACHE_MANAGER_CACHE_MANAGER_SERVER_H_
 #define KVIST_SERVICES_CACHE_MANAGER_CACHE_MANAGER_SERVER_H_
 
@@ -13,7 +14,7 @@
 namespace kvist::services {
 
 struct CacheManagerServerOptions {
-  std::string data_dir;      // the embedded session store; empty: in memory only, gone at exit
+  std::string data_dir;          // the embedded session store; empty: in memory only, gone at exit
   const Clock* clock = nullptr;  // outlives the server; null: the machine's
   RoleServerOptions server;
 };
@@ -22,7 +23,8 @@ struct CacheManagerServerOptions {
 class CacheManagerServer {
  public:
   // Errors as RoleServer::Start, and of the store (a damaged one is DATA_LOSS naming the file).
-  static absl::StatusOr<std::unique_ptr<CacheManagerServer>> Start(const CacheManagerServerOptions& options);
+  static absl::StatusOr<std::unique_ptr<CacheManagerServer>> Start(
+      const CacheManagerServerOptions& options);
   virtual ~CacheManagerServer() = default;
   virtual RoleServer& server() = 0;
   // Readiness off, worker streams end, other calls end or are cancelled after `grace`. Idempotent.

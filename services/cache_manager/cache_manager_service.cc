@@ -143,8 +143,8 @@ grpc::Status SessionsService::Create(grpc::ServerContext* context,
   return Answer(book_->Create(*request), context, response);
 }
 
-grpc::Status SessionsService::Get(grpc::ServerContext* context, const v1::GetSessionRequest* request,
-                                  v1::Session* response) {
+grpc::Status SessionsService::Get(grpc::ServerContext* context,
+                                  const v1::GetSessionRequest* request, v1::Session* response) {
   return Answer(book_->Get(*request), context, response);
 }
 

@@ -9,8 +9,8 @@
 
 namespace kvist::services {
 
-// Worker streams are callbacks (they live for days and hold no thread); the rest is synchronous. Thread-safe. REQUIRES:
-// cluster, book and metrics outlive it.
+// Worker streams are callbacks (they live for days and hold no thread); the rest is synchronous.
+// Thread-safe. REQUIRES: cluster, book and metrics outlive it.
 class CacheManagerService final
     : public v1::CacheManager::WithCallbackMethod_WorkerStream<v1::CacheManager::Service> {
  public:

@@ -30,15 +30,17 @@ absl::StatusOr<cm::EvictCommand> CommandOf(const v1::EvictRequest& request) {
       command.session = SessionId(request.session().session_id());
       return command;
     case v1::EvictRequest::kKeys: {
-      if (request.keys().pool() >= cm::kMaxPoolsPerWorker) return InvalidField("keys.pool", "no such pool");
+      if (request.keys().pool() >= cm::kMaxPoolsPerWorker)
+        return InvalidField("keys.pool", "no such pool");
       command.pool = static_cast<cm::PoolIndex>(request.keys().pool());
-      KVIST_ASSIGN_OR_RETURN(command.keys, KeysFromBytes("keys.keys", request.keys().keys(),
-                                                         cm::kMaxKeysPerCommand));
+      KVIST_ASSIGN_OR_RETURN(
+          command.keys, KeysFromBytes("keys.keys", request.keys().keys(), cm::kMaxKeysPerCommand));
       if (command.keys.empty()) return InvalidField("keys.keys", "must not be empty");
       return command;
     }
     case v1::EvictRequest::kCount:
-      if (request.count().pool() >= cm::kMaxPoolsPerWorker) return InvalidField("count.pool", "no such pool");
+      if (request.count().pool() >= cm::kMaxPoolsPerWorker)
+        return InvalidField("count.pool", "no such pool");
       if (request.count().blocks() < 1 ||
           static_cast<uint32_t>(request.count().blocks()) > cm::kMaxBlocksPerPool) {
         return InvalidField("count.blocks", absl::StrCat("must be 1 .. ", cm::kMaxBlocksPerPool));
@@ -46,7 +48,8 @@ absl::StatusOr<cm::EvictCommand> CommandOf(const v1::EvictRequest& request) {
       command.pool = static_cast<cm::PoolIndex>(request.count().pool());
       command.blocks = static_cast<uint32_t>(request.count().blocks());
       return command;
-    case v1::EvictRequest::WHAT_NOT_SET: break;
+    case v1::EvictRequest::WHAT_NOT_SET:
+      break;
   }
   return InvalidField("what", "must be session, keys or count");
 }
@@ -164,7 +167,8 @@ void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
   options_.metrics->workers_connected.Set(connected);
   // A worker's entry is made anew with each of its lives, so the sum may fall.
   if (resyncs > resyncs_counted_) {
-    options_.metrics->mirror_resyncs_total.Increment(static_cast<double>(resyncs - resyncs_counted_));
+    options_.metrics->mirror_resyncs_total.Increment(
+        static_cast<double>(resyncs - resyncs_counted_));
   }
   resyncs_counted_ = resyncs;
   if (!recount) return;
@@ -265,7 +269,8 @@ absl::StatusOr<v1::ListBlocksResponse> Cluster::BlocksOfSession(
       }
       const auto block = blocks.find(keys[cursor.index]);
       if (block == blocks.end() || !block->second.stored()) continue;
-      *response.add_blocks() = ToProto(static_cast<uint32_t>(cursor.pool), block->first, block->second);
+      *response.add_blocks() =
+          ToProto(static_cast<uint32_t>(cursor.pool), block->first, block->second);
     }
   }
   return response;
@@ -286,14 +291,14 @@ absl::StatusOr<v1::ListBlocksResponse> Cluster::ListBlocks(
       response.set_next_page_token(absl::StrCat(cursor.pool, ":", cursor.after.Hex()));
       return response;
     }
-    KVIST_ASSIGN_OR_RETURN(
-        const auto blocks,
-        cm::ListBlocks(index_, {.worker = entry->info.id,
-                                .pool = static_cast<cm::PoolIndex>(cursor.pool),
-                                .after = cursor.after,
-                                .limit = room}));
+    KVIST_ASSIGN_OR_RETURN(const auto blocks,
+                           cm::ListBlocks(index_, {.worker = entry->info.id,
+                                                   .pool = static_cast<cm::PoolIndex>(cursor.pool),
+                                                   .after = cursor.after,
+                                                   .limit = room}));
     for (const cm::ListedBlock& listed : blocks) {
-      *response.add_blocks() = ToProto(static_cast<uint32_t>(cursor.pool), listed.key, listed.block);
+      *response.add_blocks() =
+          ToProto(static_cast<uint32_t>(cursor.pool), listed.key, listed.block);
     }
     if (blocks.size() == room) {
       response.set_next_page_token(absl::StrCat(cursor.pool, ":", blocks.back().key.Hex()));
@@ -342,7 +347,8 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
                                                  std::chrono::steady_clock::time_point deadline) {
   KVIST_ASSIGN_OR_RETURN(cm::EvictCommand command, CommandOf(request));
   KVIST_RETURN_IF_ERROR(CheckId("request_id", request.request_id(), EmptyId::kAllowed));
-  command.request = RequestId(request.request_id().empty() ? DrawId("evict-") : request.request_id());
+  command.request =
+      RequestId(request.request_id().empty() ? DrawId("evict-") : request.request_id());
   MutexLock lock(mutex_);
   std::vector<WorkerId> workers;
   if (request.worker_id().empty()) {
@@ -360,7 +366,8 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
   }
   Dispatch();
   const auto all_came = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return std::all_of(sent.begin(), sent.end(), [&](const OutcomeKey& key)
+    return std::all_of(sent.begin(), sent.end(),
+                       [&](const OutcomeKey& key)
                            ABSL_NO_THREAD_SAFETY_ANALYSIS { return outcomes_.contains(key); });
   };
   while (!all_came()) {
@@ -380,8 +387,10 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
 
 void Cluster::ReleaseSession(const SessionId& session) {
   MutexLock lock(mutex_);
-  cm::EvictCommand command{.request = RequestId(DrawId("release-")), .session = session, .release = true};
-  // One that cannot take it has its blocks as cache that nobody continues: the policy's first victims.
+  cm::EvictCommand command{
+      .request = RequestId(DrawId("release-")), .session = session, .release = true};
+  // One that cannot take it has its blocks as cache that nobody continues: the policy's first
+  // victims.
   for (const WorkerId& worker : ConnectedWorkers()) side_.Send(worker, command).IgnoreError();
   Dispatch();
 }

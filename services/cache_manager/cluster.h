@@ -22,7 +22,8 @@
 
 namespace kvist::services {
 
-// The manager's end of one worker stream. Called under the cluster's lock: must not block or call back.
+// The manager's end of one worker stream. Called under the cluster's lock: must not block or call
+// back.
 class WorkerConnection {
  public:
   virtual ~WorkerConnection() = default;
@@ -50,7 +51,8 @@ class Cluster {
   void Closed(cache_manager::ConnectionId id);
   // Ends all streams with `status`.
   void CloseAll(const absl::Status& status);
-  // Liveness and patience; also brings the metrics up to date. `recount`: those too that cost O(blocks).
+  // Liveness and patience; also brings the metrics up to date. `recount`: those too that cost
+  // O(blocks).
   void Tick(bool recount);
 
   // --- lookups. Errors: INVALID_ARGUMENT with the field named, NOT_FOUND.
@@ -64,8 +66,9 @@ class Cluster {
   v1::GetStatsResponse Stats() const;
 
   // --- commands
-  // Sends to one worker or to all connected ones and waits for their outcomes until `deadline`. A worker that does not
-  // answer in time is told as refused with that reason. Errors as ManagerSide::Send.
+  // Sends to one worker or to all connected ones and waits for their outcomes until `deadline`. A
+  // worker that does not answer in time is told as refused with that reason. Errors as
+  // ManagerSide::Send.
   absl::StatusOr<v1::EvictResponse> Evict(const v1::EvictRequest& request,
                                           std::chrono::steady_clock::time_point deadline);
   // Tells every connected worker that the session was deleted. Waits for nothing.
@@ -81,8 +84,8 @@ class Cluster {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<v1::SessionMemory> MemoryLocked(const SessionId& session, int64_t now_ms) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<v1::ListBlocksResponse> BlocksOfSession(
-      const cache_manager::WorkerEntry& entry, const v1::ListBlocksRequest& request) const
+  absl::StatusOr<v1::ListBlocksResponse> BlocksOfSession(const cache_manager::WorkerEntry& entry,
+                                                         const v1::ListBlocksRequest& request) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<WorkerId> ConnectedWorkers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -8,11 +8,13 @@
 
 namespace kvist::services {
 
-// Streams of workers at once: twice the workers of a cell, for those whose old connection still hangs.
+// Streams of workers at once: twice the workers of a cell, for those whose old connection still
+// hangs.
 inline constexpr size_t kMaxWorkerStreams = 2'048;
 // How long Evict waits for the workers' outcomes: many heartbeats and steps.
 inline constexpr std::chrono::milliseconds kEvictPatience{10'000};
-// How long a turn may stay open when its frontend does not say: the default deadline of a request and a margin.
+// How long a turn may stay open when its frontend does not say: the default deadline of a request
+// and a margin.
 inline constexpr int64_t kDefaultTurnLeaseMs = 630'000;
 inline constexpr int64_t kDefaultTtlSeconds = 7 * 24 * 3600;
 inline constexpr int64_t kMaxTtlSeconds = 31'536'000;
@@ -23,7 +25,8 @@ inline constexpr int32_t kMaxPageSize = 1'000;
 inline constexpr std::chrono::milliseconds kTickInterval{250};
 // Metrics that count blocks one by one are brought up to date this often.
 inline constexpr int kTicksPerRecount = 20;
-// Sessions whose time to live has passed are erased this often, at most so many at once (one transaction).
+// Sessions whose time to live has passed are erased this often, at most so many at once (one
+// transaction).
 inline constexpr int kTicksPerExpiry = 120;
 inline constexpr size_t kMaxExpiredPerRound = 256;
 // Tries of a compare-and-set that lost to another change of the same session.

@@ -22,10 +22,16 @@ constexpr size_t kMaxFormatNameBytes = 16;
 
 absl::Status TakeCacheParams(const v1::CacheParams& params, cm::SessionRecord& record) {
   switch (params.kind()) {
-    case v1::CacheParams::KIND_UNSPECIFIED: break;
-    case v1::CacheParams::PAGED: record.cache_kind = "paged"; break;
-    case v1::CacheParams::NONE: record.cache_kind = "none"; break;
-    default: return InvalidField("cache.kind", absl::StrCat("unknown value ", params.kind()));
+    case v1::CacheParams::KIND_UNSPECIFIED:
+      break;
+    case v1::CacheParams::PAGED:
+      record.cache_kind = "paged";
+      break;
+    case v1::CacheParams::NONE:
+      record.cache_kind = "none";
+      break;
+    default:
+      return InvalidField("cache.kind", absl::StrCat("unknown value ", params.kind()));
   }
   if (params.kv_format().size() > kMaxFormatNameBytes) {
     return InvalidField("cache.kv_format", "is no format's name");
@@ -45,12 +51,18 @@ v1::CacheParams CacheParamsOf(const cm::SessionRecord& record) {
 
 absl::StatusOr<cm::TurnFinish> FinishFromProto(v1::FinishReason reason) {
   switch (reason) {
-    case v1::STOP: return cm::TurnFinish::kStop;
-    case v1::LENGTH: return cm::TurnFinish::kLength;
-    case v1::CANCELLED: return cm::TurnFinish::kCancelled;
-    case v1::DEADLINE: return cm::TurnFinish::kDeadline;
-    case v1::ERROR: return cm::TurnFinish::kError;
-    default: return InvalidField("reason", "must be set");
+    case v1::STOP:
+      return cm::TurnFinish::kStop;
+    case v1::LENGTH:
+      return cm::TurnFinish::kLength;
+    case v1::CANCELLED:
+      return cm::TurnFinish::kCancelled;
+    case v1::DEADLINE:
+      return cm::TurnFinish::kDeadline;
+    case v1::ERROR:
+      return cm::TurnFinish::kError;
+    default:
+      return InvalidField("reason", "must be set");
   }
 }
 
@@ -87,8 +99,8 @@ void AddIds(std::span<const int32_t> ids, google::protobuf::RepeatedField<int32_
 absl::Status DiscardTurn(const TurnId& turn, StoredSession& session) {
   cm::SessionRecord& record = session.record;
   if (!record.open_turn.has_value() || record.open_turn->id != turn) {
-    return absl::AbortedError(absl::StrCat("the turn is not the open one; the session is at version ",
-                                           record.version));
+    return absl::AbortedError(
+        absl::StrCat("the turn is not the open one; the session is at version ", record.version));
   }
   record.open_turn.reset();
   session.open_request.clear();
@@ -99,8 +111,7 @@ absl::Status DiscardTurn(const TurnId& turn, StoredSession& session) {
 }  // namespace
 
 int64_t TurnBook::NowMs() const {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             clock_->WallNow().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::milliseconds>(clock_->WallNow().time_since_epoch())
       .count();
 }
 
@@ -267,8 +278,8 @@ absl::StatusOr<v1::ListSessionsResponse> TurnBook::List(const v1::ListSessionsRe
     return InvalidField("page_size", absl::StrCat("must be 0 .. ", kMaxPageSize));
   }
   const int32_t size = request.page_size() == 0 ? kDefaultPageSize : request.page_size();
-  KVIST_ASSIGN_OR_RETURN(const auto page, store_->List(SessionId(request.page_token()),
-                                                       static_cast<size_t>(size)));
+  KVIST_ASSIGN_OR_RETURN(const auto page,
+                         store_->List(SessionId(request.page_token()), static_cast<size_t>(size)));
   v1::ListSessionsResponse response;
   const int64_t now_ms = NowMs();
   for (const SessionStore::Summary& summary : page) {
@@ -295,7 +306,8 @@ absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id, int64_t keep_to
         }
         const auto cut = static_cast<uint64_t>(record.token_ids.size()) -
                          std::min<uint64_t>(record.token_ids.size(), keep_tokens);
-        KVIST_RETURN_IF_ERROR(cm::TruncateSession(static_cast<uint64_t>(keep_tokens), NowMs(), record));
+        KVIST_RETURN_IF_ERROR(
+            cm::TruncateSession(static_cast<uint64_t>(keep_tokens), NowMs(), record));
         stored.last_answer_tokens -= std::min(stored.last_answer_tokens, cut);
         stored.open_request.clear();
         if (keep_tokens == 0) {  // nothing ties it to a model any more
@@ -308,15 +320,15 @@ absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id, int64_t keep_to
 }
 
 absl::StatusOr<v1::Session> TurnBook::Reset(const v1::ResetSessionRequest& request) {
-  return Cut(request.id(), 0,
-             request.has_expected_version() ? std::optional(request.expected_version())
-                                            : std::nullopt);
+  return Cut(
+      request.id(), 0,
+      request.has_expected_version() ? std::optional(request.expected_version()) : std::nullopt);
 }
 
 absl::StatusOr<v1::Session> TurnBook::Truncate(const v1::TruncateSessionRequest& request) {
-  return Cut(request.id(), request.keep_tokens(),
-             request.has_expected_version() ? std::optional(request.expected_version())
-                                            : std::nullopt);
+  return Cut(
+      request.id(), request.keep_tokens(),
+      request.has_expected_version() ? std::optional(request.expected_version()) : std::nullopt);
 }
 
 absl::Status TurnBook::Delete(const v1::DeleteSessionRequest& request) {

@@ -1,4 +1,5 @@
-// Sessions and their turns over a store: pure steps of cache_manager/turns.h, written by compare-and-set.
+// Sessions and their turns over a store: pure steps of cache_manager/turns.h, written by
+// compare-and-set.
 #ifndef KVIST_SERVICES_CACHE_MANAGER_TURN_BOOK_H_
 #define KVIST_SERVICES_CACHE_MANAGER_TURN_BOOK_H_
 
@@ -18,9 +19,10 @@
 
 namespace kvist::services {
 
-// Messages in, messages out; every field is checked. Errors: INVALID_ARGUMENT and OUT_OF_RANGE with the field named,
-// NOT_FOUND, ALREADY_EXISTS, ABORTED (another turn is open, or another version), FAILED_PRECONDITION (another model),
-// UNAVAILABLE (the store). A session whose time to live has passed is not found. Thread-safe; calls block on the store.
+// Messages in, messages out; every field is checked. Errors: INVALID_ARGUMENT and OUT_OF_RANGE with
+// the field named, NOT_FOUND, ALREADY_EXISTS, ABORTED (another turn is open, or another version),
+// FAILED_PRECONDITION (another model), UNAVAILABLE (the store). A session whose time to live has
+// passed is not found. Thread-safe; calls block on the store.
 class TurnBook {
  public:
   // REQUIRES: all outlive the book.
@@ -47,8 +49,8 @@ class TurnBook {
  private:
   int64_t NowMs() const;
   absl::StatusOr<StoredSession> Read(const std::string& id, History history);
-  // Reads, lets `change` work on the record, and writes it if its version rose; tries again if another change came
-  // between.
+  // Reads, lets `change` work on the record, and writes it if its version rose; tries again if
+  // another change came between.
   absl::StatusOr<StoredSession> Change(const std::string& id, HistoryWrite history,
                                        const std::function<absl::Status(StoredSession&)>& change);
   absl::StatusOr<v1::Session> Cut(const std::string& id, int64_t keep_tokens,

@@ -6,6 +6,13 @@
 
 namespace kvist::services {
 
+namespace {
+
+// That wait behind a write: a peer that reads is rarely one behind.
+constexpr size_t kMaxUnreadMessages = 8;
+
+}  // namespace
+
 WorkerStream* WorkerStream::Start(grpc::CallbackServerContext* context, Cluster* cluster) {
   std::shared_ptr<WorkerStream> stream(new WorkerStream(context, cluster));
   stream->self_ = stream;
@@ -33,8 +40,9 @@ void WorkerStream::Close(const absl::Status& status) {
     MutexLock lock(mutex_);
     if (end_.has_value()) return;
     end_ = status;
-    // A peer that does not read would hold the write, and with it the end, for ever.
-    if (writing_) context_->TryCancel();
+    // A peer that does not read would hold the write, and with it the end, for ever. One that reads
+    // gets the status.
+    if (writing_ && queue_.size() >= kMaxUnreadMessages) context_->TryCancel();
   }
   Advance();
 }

@@ -14,13 +14,15 @@
 
 namespace kvist::services {
 
-// Reads a message, hands it to the cluster, reads the next; writes what the cluster sends, one message at a time. Holds
-// no thread. Lives until gRPC and the cluster have both let go of it. Thread-safe.
+// Reads a message, hands it to the cluster, reads the next; writes what the cluster sends, one
+// message at a time. Holds no thread. Lives until gRPC and the cluster have both let go of it.
+// Thread-safe.
 class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::ManagerMessage>,
                            public WorkerConnection,
                            public std::enable_shared_from_this<WorkerStream> {
  public:
-  // Starts the stream; gRPC owns the result until OnDone. REQUIRES: the cluster outlives the server's calls.
+  // Starts the stream; gRPC owns the result until OnDone. REQUIRES: the cluster outlives the
+  // server's calls.
   static WorkerStream* Start(grpc::CallbackServerContext* context, Cluster* cluster);
 
   void Send(v1::ManagerMessage message) override;
@@ -38,13 +40,14 @@ class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
 
   grpc::CallbackServerContext* const context_;
   Cluster* const cluster_;
-  std::shared_ptr<WorkerStream> self_;  // gRPC's share
+  std::shared_ptr<WorkerStream> self_;             // gRPC's share
   std::optional<cache_manager::ConnectionId> id_;  // nullopt: the cluster did not take it
   v1::WorkerMessage incoming_;
-  v1::ManagerMessage outgoing_;         // of the write under way
+  v1::ManagerMessage outgoing_;  // of the write under way
 
   Mutex mutex_;
-  std::deque<v1::ManagerMessage> queue_ ABSL_GUARDED_BY(mutex_);  // bounded by kMaxCommandsInFlight and resyncs
+  std::deque<v1::ManagerMessage> queue_
+      ABSL_GUARDED_BY(mutex_);  // bounded by kMaxCommandsInFlight and resyncs
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;

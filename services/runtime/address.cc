@@ -52,7 +52,8 @@ absl::StatusOr<HostPort> ParseListenAddress(std::string_view address, std::strin
                                             bool insecure) {
   KVIST_ASSIGN_OR_RETURN(HostPort parsed, ParseHostPort(address, flag));
   if (!insecure && !IsLoopback(parsed)) {
-    return InvalidField(flag, absl::StrCat("'", ToAbsl(address), "' can be reached by others and there is no "
+    return InvalidField(flag, absl::StrCat("'", ToAbsl(address),
+                                           "' can be reached by others and there is no "
                                            "TLS: use a loopback address or give --insecure"));
   }
   return parsed;

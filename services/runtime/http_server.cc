@@ -109,8 +109,7 @@ class BeastHttpServer final : public HttpServer {
   absl::Status Listen() {
     ErrorCode error;
     tcp::resolver resolver(context_);
-    const auto found = resolver.resolve(options_.address.host,
-                                        absl::StrCat(options_.address.port),
+    const auto found = resolver.resolve(options_.address.host, absl::StrCat(options_.address.port),
                                         tcp::resolver::passive, error);
     if (error || found.empty()) return CannotBind(error);
     const tcp::endpoint endpoint = found.begin()->endpoint();
@@ -132,9 +131,8 @@ class BeastHttpServer final : public HttpServer {
 
  private:
   absl::Status CannotBind(const ErrorCode& error) const {
-    const std::string reason = error == asio::error::address_in_use
-                                   ? std::string("the port is in use")
-                                   : error.message();
+    const std::string reason =
+        error == asio::error::address_in_use ? std::string("the port is in use") : error.message();
     return absl::UnavailableError(
         absl::StrCat("--metrics ", options_.address.ToString(), ": ", reason));
   }
@@ -149,7 +147,8 @@ class BeastHttpServer final : public HttpServer {
     });
   }
 
-  // Running out of file descriptors fails every accept at once: without a pause this thread would spin.
+  // Running out of file descriptors fails every accept at once: without a pause this thread would
+  // spin.
   void RetryAccept(const ErrorCode& error) {
     if (error == asio::error::operation_aborted) return;
     LogWarning("metrics port: accept: {}", error.message());

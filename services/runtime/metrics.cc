@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "common/base/check.h"
+
 namespace kvist::services {
 namespace {
 
@@ -56,7 +58,7 @@ constexpr MetricDescription kAll[] = {
     {kWorker, kCounter, "kvist_worker_requests_total", "requests", "worker,finished_reason",
      "Requests ended on the worker, by reason."},
     {kWorker, kCounter, "kvist_evictions_total", "blocks", "worker,cause",
-     "Named blocks that left a tier, by cause."},
+     "Blocks that left a tier, by cause."},
     {kWorker, kGauge, "kvist_blocks", "blocks", "worker,pool,state,tier",
      "Blocks of each pool by state and tier."},
     {kWorker, kGauge, "kvist_manager_connected", "streams", "worker",
@@ -86,7 +88,8 @@ constexpr const MetricDescription& Row(std::string_view name) {
   for (const MetricDescription& row : kAll) {
     if (row.name == name) return row;
   }
-  return kAll[sizeof(kAll) / sizeof(kAll[0])];  // in a constant expression: does not compile
+  KVIST_CHECK(false, "no such metric");  // in a constant expression: does not compile
+  return kAll[0];
 }
 
 prometheus::Family<prometheus::Gauge>& GaugeFamily(prometheus::Registry& registry,
@@ -135,11 +138,11 @@ const Buckets kTokens = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048};
 
 std::span<const MetricDescription> DeclaredMetrics() { return kAll; }
 
-// The compiler checks each name against the table: a constexpr reference cannot be past its end.
-#define KVIST_ROW(name)                                         \
-  ([]() -> const MetricDescription& {                           \
+// The compiler checks each name against the table.
+#define KVIST_ROW(name)                                          \
+  ([]() -> const MetricDescription& {                            \
     constexpr const MetricDescription& row = Row("kvist_" name); \
-    return row;                                                 \
+    return row;                                                  \
   }())
 
 FrontendMetrics::FrontendMetrics(prometheus::Registry& registry)

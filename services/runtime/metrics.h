@@ -1,5 +1,5 @@
-// Every metric of every role: name, unit and help are declared here and nowhere else. Names mirror vLLM's where the
-// meaning is the same. Labels never hold a session, a tenant or text of users.
+// Every metric of every role: name, unit and help are declared here and nowhere else. Names mirror
+// vLLM's where the meaning is the same. Labels never hold a session, a tenant or text of users.
 #ifndef KVIST_SERVICES_RUNTIME_METRICS_H_
 #define KVIST_SERVICES_RUNTIME_METRICS_H_
 
@@ -34,7 +34,8 @@ struct MetricDescription {
 // All metrics of all roles, in the order of the README's table.
 std::span<const MetricDescription> DeclaredMetrics();
 
-inline constexpr size_t kFinishReasons = 5;  // stop, length, cancelled, deadline, error: as worker::FinishReason
+inline constexpr size_t kFinishReasons =
+    5;  // stop, length, cancelled, deadline, error: as worker::FinishReason
 inline constexpr std::array<const char*, kFinishReasons> kFinishReasonLabels = {
     "stop", "length", "cancelled", "deadline", "error"};
 inline constexpr size_t kEvictionCauses = 6;  // as cache_manager::EvictionCause
@@ -85,7 +86,8 @@ struct WorkerMetrics {
 struct ManagerMetrics {
   explicit ManagerMetrics(prometheus::Registry& registry);
 
-  prometheus::Family<prometheus::Gauge>& mirror_confidence;  // label worker: 0 blind, 1 resync, 2 lagging, 3 exact
+  prometheus::Family<prometheus::Gauge>&
+      mirror_confidence;  // label worker: 0 blind, 1 resync, 2 lagging, 3 exact
   prometheus::Gauge& mirror_blocks;
   prometheus::Gauge& mirror_bytes;
   prometheus::Gauge& mirror_shared_bytes;

@@ -30,7 +30,8 @@ constexpr int kKeepaliveTimeoutMs = 5'000;
 constexpr int kMinPingIntervalMs = kKeepaliveTimeMs / 2;
 constexpr int kMaxStreamsPerConnection = 1024;
 
-// The soft limit of open files becomes the hard one: gRPC 1.51 that ran out once never accepts again (CVE-2023-4785).
+// The soft limit of open files becomes the hard one: gRPC 1.51 that ran out once never accepts
+// again (CVE-2023-4785).
 void RaiseFileLimit() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
@@ -63,7 +64,8 @@ std::string BindError(const HostPort& address) {
   return reason;
 }
 
-// gRPC writes its own lines to stderr for what every caller here gets as a status. GRPC_VERBOSITY brings them back.
+// gRPC writes its own lines to stderr for what every caller here gets as a status. GRPC_VERBOSITY
+// brings them back.
 void QuietGrpcLogs() {
   static const int once = setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   (void)once;
@@ -157,8 +159,8 @@ class GrpcRoleServer final : public RoleServer {
   absl::Status ListenHttp() {
     if (options_.metrics_address.empty()) return absl::OkStatus();
     HttpServerOptions http;
-    KVIST_ASSIGN_OR_RETURN(http.address, ParseListenAddress(options_.metrics_address, "--metrics",
-                                                            options_.insecure));
+    KVIST_ASSIGN_OR_RETURN(
+        http.address, ParseListenAddress(options_.metrics_address, "--metrics", options_.insecure));
     http.registry = options_.registry;
     if (http.registry == nullptr) http.registry = std::make_shared<prometheus::Registry>();
     KVIST_ASSIGN_OR_RETURN(http_, HttpServer::Start(http));

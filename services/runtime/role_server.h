@@ -1,5 +1,5 @@
-// One role's server: a gRPC server with health and reflection, and an HTTP port with /metrics, /healthz (alive) and
-// /readyz (ready to serve).
+// One role's server: a gRPC server with health and reflection, and an HTTP port with /metrics,
+// /healthz (alive) and /readyz (ready to serve).
 #ifndef KVIST_SERVICES_RUNTIME_ROLE_SERVER_H_
 #define KVIST_SERVICES_RUNTIME_ROLE_SERVER_H_
 
@@ -18,11 +18,13 @@ namespace kvist::services {
 
 struct RoleServerOptions {
   std::string role;                          // "frontend", "cache-manager", "worker": for logs
-  std::string grpc_address = "127.0.0.1:0";  // host:port, port 0 picks a free one; empty: no network port (in process only)
+  std::string grpc_address = "127.0.0.1:0";  // host:port, port 0 picks a free one; empty: no
+                                             // network port (in process only)
   std::string metrics_address;               // host:port; empty: no HTTP port
   bool insecure = false;                     // allows an address that is not loopback without TLS
   int max_message_bytes = 16 << 20;
-  // Threads of the synchronous handlers, streams included; a call beyond them gets RESOURCE_EXHAUSTED.
+  // Threads of the synchronous handlers, streams included; a call beyond them gets
+  // RESOURCE_EXHAUSTED.
   int max_threads = 512;
   std::shared_ptr<prometheus::Registry> registry;  // null: an empty one
 };
@@ -30,10 +32,11 @@ struct RoleServerOptions {
 // Thread-safe. Owns the servers; does not own the services, which must outlive it.
 class RoleServer {
  public:
-  // INVALID_ARGUMENT for a malformed or unprotected address; UNAVAILABLE "--grpc ADDRESS: the port is in use" (or
+  // INVALID_ARGUMENT for a malformed or unprotected address; UNAVAILABLE "--grpc ADDRESS: the port
+  // is in use" (or
   // --metrics). Also raises the process's limit of open files.
-  static absl::StatusOr<std::unique_ptr<RoleServer>> Start(const RoleServerOptions& options,
-                                                           const std::vector<grpc::Service*>& services);
+  static absl::StatusOr<std::unique_ptr<RoleServer>> Start(
+      const RoleServerOptions& options, const std::vector<grpc::Service*>& services);
   virtual ~RoleServer() = default;
 
   virtual const std::string& grpc_address() const = 0;     // with the port chosen
@@ -46,7 +49,8 @@ class RoleServer {
   virtual void Shutdown(std::chrono::milliseconds grace) = 0;
 };
 
-// Channel between roles: reconnect backoff 100 ms to 1 s, keepalive on, message limit as the server's.
+// Channel between roles: reconnect backoff 100 ms to 1 s, keepalive on, message limit as the
+// server's.
 std::shared_ptr<grpc::Channel> ConnectTo(const std::string& address);
 
 }  // namespace kvist::services

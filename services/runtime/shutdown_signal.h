@@ -8,8 +8,9 @@
 
 namespace kvist::services {
 
-// Takes SIGTERM and SIGINT from the calling thread and all threads it starts later, for as long as it lives. Make one
-// at the start of main, before any thread. Thread-safe but for construction and destruction.
+// Takes SIGTERM and SIGINT from the calling thread and all threads it starts later, for as long as
+// it lives. Make one at the start of main, before any thread. Thread-safe but for construction and
+// destruction.
 class ShutdownSignal {
  public:
   ShutdownSignal();
@@ -17,7 +18,8 @@ class ShutdownSignal {
   ShutdownSignal(const ShutdownSignal&) = delete;
   ShutdownSignal& operator=(const ShutdownSignal&) = delete;
 
-  // Waits for a signal, or for Notify; each wakes one waiter. Returns the signal's number, 0 for Notify.
+  // Waits for a signal, or for Notify; each wakes one waiter. Returns the signal's number, 0 for
+  // Notify.
   int Wait();
   // As Wait; -1 if `time` passed first.
   int WaitFor(std::chrono::milliseconds time);

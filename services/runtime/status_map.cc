@@ -20,8 +20,8 @@ constexpr char kFieldKey[] = "kvist-field";
 constexpr char kRetryKey[] = "kvist-retry-after-ms";
 constexpr char kResumeKey[] = "kvist-resume-index";
 
-// More than 8 KB of metadata closes the whole connection (CONTROL_PLANE.md, section 6), and the message travels in
-// it percent-encoded, three bytes for one.
+// More than 8 KB of metadata closes the whole connection (CONTROL_PLANE.md, section 6), and the
+// message travels in it percent-encoded, three bytes for one.
 constexpr size_t kMaxMessageBytes = 1024;
 constexpr size_t kMaxFieldBytes = 128;
 
@@ -30,7 +30,8 @@ bool IsPrintableAscii(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; });
 }
 
-// Tells one internal error from another in client reports; unpredictable only so that ids of restarts do not meet.
+// Tells one internal error from another in client reports; unpredictable only so that ids of
+// restarts do not meet.
 std::string NextOpaqueId() {
   static const uint64_t process_id = [] {
     std::random_device device;
@@ -56,8 +57,8 @@ void AddDetails(const ErrorDetails& details, grpc::ServerContextBase& context) {
   }
 }
 
-std::string_view FindMetadata(
-    const std::multimap<grpc::string_ref, grpc::string_ref>& metadata, const char* key) {
+std::string_view FindMetadata(const std::multimap<grpc::string_ref, grpc::string_ref>& metadata,
+                              const char* key) {
   const auto it = metadata.find(key);
   if (it == metadata.end()) return {};
   return {it->second.data(), it->second.size()};
@@ -91,9 +92,9 @@ absl::Status FromGrpc(const grpc::Status& status, const grpc::ClientContext& con
   details.field = std::string(FindMetadata(metadata, kFieldKey));
   details.retry_after_ms = ParseInt(FindMetadata(metadata, kRetryKey), 0);
   details.resume_index = ParseInt(FindMetadata(metadata, kResumeKey), -1);
-  return WithDetails(absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                                  status.error_message()),
-                     details);
+  return WithDetails(
+      absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()),
+      details);
 }
 
 }  // namespace kvist::services

@@ -1,4 +1,5 @@
-// The one map between absl::Status and gRPC: codes and messages as they are, ErrorDetails as trailing metadata
+// The one map between absl::Status and gRPC: codes and messages as they are, ErrorDetails as
+// trailing metadata
 // ("kvist-reason", "kvist-field", "kvist-retry-after-ms", "kvist-resume-index").
 #ifndef KVIST_SERVICES_RUNTIME_STATUS_MAP_H_
 #define KVIST_SERVICES_RUNTIME_STATUS_MAP_H_
@@ -9,8 +10,8 @@
 
 namespace kvist::services {
 
-// What a server returns for `status`; the details go into `context`'s trailing metadata. INTERNAL and UNKNOWN keep only an opaque id
-// for the client; the message goes to the log under that id.
+// What a server returns for `status`; the details go into `context`'s trailing metadata. INTERNAL
+// and UNKNOWN keep only an opaque id for the client; the message goes to the log under that id.
 grpc::Status ToGrpc(const absl::Status& status, grpc::ServerContextBase* context);
 // What a client got, details included.
 absl::Status FromGrpc(const grpc::Status& status, const grpc::ClientContext& context);

@@ -24,7 +24,8 @@ absl::StatusOr<T> Bounded(std::string_view field, Wire value, uint64_t max) {
   if constexpr (std::is_signed_v<Wire>) {
     if (value < 0) return InvalidField(field, "must not be negative");
   }
-  if (static_cast<uint64_t>(value) > max) return InvalidField(field, absl::StrCat("more than ", max));
+  if (static_cast<uint64_t>(value) > max)
+    return InvalidField(field, absl::StrCat("more than ", max));
   return static_cast<T>(value);
 }
 
@@ -57,13 +58,14 @@ cm::WorkerLoad LoadFromProto(const v1::WorkerLoad& load) {
 
 absl::StatusOr<cm::PoolSpec> PoolSpecFromProto(const v1::Pool& pool) {
   cm::PoolSpec spec{.group = pool.group(), .format = pool.kv_format()};
-  KVIST_ASSIGN_OR_RETURN(spec.window_tokens, Bounded<uint32_t>("pools.window_tokens", pool.window_tokens(),
-                                                               cm::kMaxWindowTokens));
+  KVIST_ASSIGN_OR_RETURN(
+      spec.window_tokens,
+      Bounded<uint32_t>("pools.window_tokens", pool.window_tokens(), cm::kMaxWindowTokens));
   KVIST_ASSIGN_OR_RETURN(spec.block_tokens,
                          Bounded<uint32_t>("pools.block_tokens", pool.block_tokens(), 128));
-  KVIST_ASSIGN_OR_RETURN(spec.bytes_per_block,
-                         Bounded<uint64_t>("pools.bytes_per_block", pool.bytes_per_block(),
-                                           cm::kMaxBytesPerBlock));
+  KVIST_ASSIGN_OR_RETURN(
+      spec.bytes_per_block,
+      Bounded<uint64_t>("pools.bytes_per_block", pool.bytes_per_block(), cm::kMaxBytesPerBlock));
   KVIST_ASSIGN_OR_RETURN(spec.num_blocks, Bounded<uint32_t>("pools.num_blocks", pool.num_blocks(),
                                                             cm::kMaxBlocksPerPool));
   return spec;
@@ -104,8 +106,9 @@ absl::StatusOr<cm::Event> EvictedFromProto(const v1::BlockEvicted& evicted) {
   KVIST_ASSIGN_OR_RETURN(event.key, KeyFromBytes("evicted.key", evicted.key()));
   KVIST_ASSIGN_OR_RETURN(event.tier,
                          EnumFromProto<cm::Tier>("evicted.tier", evicted.tier(), cm::kNumTiers));
-  KVIST_ASSIGN_OR_RETURN(event.cause, EnumFromProto<cm::EvictionCause>(
-                                          "evicted.cause", evicted.cause(), cm::kNumEvictionCauses));
+  KVIST_ASSIGN_OR_RETURN(
+      event.cause,
+      EnumFromProto<cm::EvictionCause>("evicted.cause", evicted.cause(), cm::kNumEvictionCauses));
   return event;
 }
 
@@ -113,17 +116,22 @@ absl::StatusOr<cm::Event> HoldsFromProto(const v1::SessionHolds& holds) {
   cm::SessionHolds event{.session = SessionId(holds.session_id()),
                          .tenant = TenantId(holds.tenant_id())};
   KVIST_ASSIGN_OR_RETURN(event.pool, PoolFromProto(holds.pool()));
-  KVIST_ASSIGN_OR_RETURN(event.first_block, Bounded<uint32_t>("holds.first_block", holds.first_block(),
-                                                              cm::kMaxChainBlocks));
-  KVIST_ASSIGN_OR_RETURN(event.keys, KeysFromBytes("holds.keys", holds.keys(), cm::kMaxKeysPerEvent));
+  KVIST_ASSIGN_OR_RETURN(
+      event.first_block,
+      Bounded<uint32_t>("holds.first_block", holds.first_block(), cm::kMaxChainBlocks));
+  KVIST_ASSIGN_OR_RETURN(event.keys,
+                         KeysFromBytes("holds.keys", holds.keys(), cm::kMaxKeysPerEvent));
   return event;
 }
 
 absl::StatusOr<cm::Event> EventFromProto(const v1::Event& event) {
   switch (event.event_case()) {
-    case v1::Event::kStored: return StoredFromProto(event.stored());
-    case v1::Event::kEvicted: return EvictedFromProto(event.evicted());
-    case v1::Event::kHolds: return HoldsFromProto(event.holds());
+    case v1::Event::kStored:
+      return StoredFromProto(event.stored());
+    case v1::Event::kEvicted:
+      return EvictedFromProto(event.evicted());
+    case v1::Event::kHolds:
+      return HoldsFromProto(event.holds());
     case v1::Event::kReleased:
       return cm::SessionReleased{.session = SessionId(event.released().session_id())};
     case v1::Event::kUnnamed: {
@@ -135,12 +143,13 @@ absl::StatusOr<cm::Event> EventFromProto(const v1::Event& event) {
     }
     case v1::Event::kPhase: {
       cm::SessionPhaseChanged changed{.session = SessionId(event.phase().session_id())};
-      KVIST_ASSIGN_OR_RETURN(changed.phase,
-                             EnumFromProto<cm::SessionPhase>("phase", event.phase().phase(),
-                                                             cm::kNumSessionPhases));
+      KVIST_ASSIGN_OR_RETURN(
+          changed.phase,
+          EnumFromProto<cm::SessionPhase>("phase", event.phase().phase(), cm::kNumSessionPhases));
       return changed;
     }
-    case v1::Event::EVENT_NOT_SET: break;
+    case v1::Event::EVENT_NOT_SET:
+      break;
   }
   return InvalidField("event", "unknown kind");
 }
@@ -187,8 +196,8 @@ absl::StatusOr<cm::WorkerMessage> OutcomeFromProto(const v1::CommandOutcome& out
   constexpr uint64_t kMaxBlocks = std::numeric_limits<int64_t>::max();
   KVIST_ASSIGN_OR_RETURN(result.evicted_blocks,
                          Bounded<uint64_t>("outcome.blocks", outcome.blocks(), kMaxBlocks));
-  KVIST_ASSIGN_OR_RETURN(result.left_blocks,
-                         Bounded<uint64_t>("outcome.left_blocks", outcome.left_blocks(), kMaxBlocks));
+  KVIST_ASSIGN_OR_RETURN(result.left_blocks, Bounded<uint64_t>("outcome.left_blocks",
+                                                               outcome.left_blocks(), kMaxBlocks));
   return result;
 }
 
@@ -211,7 +220,7 @@ absl::StatusOr<cm::ManagerMessage> EvictFromProto(const v1::EvictCommand& evict)
   return command;
 }
 
-// --- to the wire --------------------------------------------------------------------------------------------------
+// --- to the wire
 
 std::string BytesOfKeys(const std::vector<cm::BlockKey>& keys) {
   std::string bytes;
@@ -347,17 +356,22 @@ std::string KeyBytes(const cm::BlockKey& key) {
 
 absl::StatusOr<cm::WorkerMessage> FromProto(const v1::WorkerMessage& message) {
   switch (message.message_case()) {
-    case v1::WorkerMessage::kHello: return HelloFromProto(message.hello());
+    case v1::WorkerMessage::kHello:
+      return HelloFromProto(message.hello());
     case v1::WorkerMessage::kEvents: {
       cm::EventBatch batch{.first_seq = message.events().first_seq(),
                            .load = LoadFromProto(message.events().load())};
       KVIST_ASSIGN_OR_RETURN(batch.events, EventsFromProto(message.events().events()));
       return batch;
     }
-    case v1::WorkerMessage::kHeartbeat: return HeartbeatFromProto(message.heartbeat());
-    case v1::WorkerMessage::kSnapshot: return ChunkFromProto(message.snapshot());
-    case v1::WorkerMessage::kOutcome: return OutcomeFromProto(message.outcome());
-    case v1::WorkerMessage::MESSAGE_NOT_SET: break;
+    case v1::WorkerMessage::kHeartbeat:
+      return HeartbeatFromProto(message.heartbeat());
+    case v1::WorkerMessage::kSnapshot:
+      return ChunkFromProto(message.snapshot());
+    case v1::WorkerMessage::kOutcome:
+      return OutcomeFromProto(message.outcome());
+    case v1::WorkerMessage::MESSAGE_NOT_SET:
+      break;
   }
   return InvalidField("message", "unknown kind");
 }
@@ -377,8 +391,10 @@ absl::StatusOr<cm::ManagerMessage> FromProto(const v1::ManagerMessage& message) 
                          .intent_version = message.welcome().intent_version()};
     case v1::ManagerMessage::kResync:
       return cm::ResyncRequest{.resync_id = message.resync().resync_id()};
-    case v1::ManagerMessage::kEvict: return EvictFromProto(message.evict());
-    case v1::ManagerMessage::MESSAGE_NOT_SET: break;
+    case v1::ManagerMessage::kEvict:
+      return EvictFromProto(message.evict());
+    case v1::ManagerMessage::MESSAGE_NOT_SET:
+      break;
   }
   return InvalidField("message", "unknown kind");
 }

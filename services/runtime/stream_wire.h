@@ -1,5 +1,6 @@
-// Between the messages of the worker stream on the wire and the plain ones of cache_manager/stream. Peers are
-// untrusted: lengths of keys, counts, enum values and number ranges are checked before anything is copied.
+// Between the messages of the worker stream on the wire and the plain ones of cache_manager/stream.
+// Peers are untrusted: lengths of keys, counts, enum values and number ranges are checked before
+// anything is copied.
 #ifndef KVIST_SERVICES_RUNTIME_STREAM_WIRE_H_
 #define KVIST_SERVICES_RUNTIME_STREAM_WIRE_H_
 
@@ -15,7 +16,8 @@
 
 namespace kvist::services {
 
-// What a Hello says beside the plain one: facts for people and frontends that the mirror has no use for.
+// What a Hello says beside the plain one: facts for people and frontends that the mirror has no use
+// for.
 struct WorkerDescription {
   std::string model_name;
   int64_t context_tokens = 0;

@@ -16,7 +16,8 @@ namespace kvist::services {
 
 class SqliteDatabase;
 
-// A prepared statement. Bind parameters from 1, step, read columns from 0. Single-threaded, as its database.
+// A prepared statement. Bind parameters from 1, step, read columns from 0. Single-threaded, as its
+// database.
 class SqliteStatement {
  public:
   void Bind(int index, int64_t value) { sqlite3_bind_int64(statement_.get(), index, value); }
@@ -46,7 +47,7 @@ class SqliteStatement {
   std::unique_ptr<sqlite3_stmt, Finalize> statement_;
 };
 
-// Resets a statement at the end of a scope.
+// Resets a statement at the end of a scope. Single-threaded.
 class StatementReset {
  public:
   explicit StatementReset(SqliteStatement& statement) : statement_(statement) {}
@@ -58,8 +59,9 @@ class StatementReset {
   SqliteStatement& statement_;
 };
 
-// Owns a connection. Errors of all methods: DATA_LOSS naming the file if it is damaged; RESOURCE_EXHAUSTED is never
-// used; UNAVAILABLE otherwise (disk full, locked by another process, input/output error). Single-threaded.
+// Owns a connection. Errors of all methods: DATA_LOSS naming the file if it is damaged;
+// RESOURCE_EXHAUSTED is never used; UNAVAILABLE otherwise (disk full, locked by another process,
+// input/output error). Single-threaded.
 class SqliteDatabase {
  public:
   // ":memory:" is a database in memory.

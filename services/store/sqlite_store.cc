@@ -1,5 +1,5 @@
-// Two tables: what every turn writes, and the histories, which may have megabytes. Invariant: each row of sessions has
-// one of histories, written in the same transaction.
+// Two tables: what every turn writes, and the histories, which may have megabytes. Invariant: each
+// row of sessions has one of histories, written in the same transaction.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -41,7 +41,7 @@ constexpr char kSchema[] = R"sql(
   CREATE TABLE histories (id TEXT PRIMARY KEY NOT NULL, tokens BLOB NOT NULL);
 )sql";
 
-#define KVIST_COLUMNS                                                                          \
+#define KVIST_COLUMNS                                                                             \
   "id, tenant, model, cache_kind, kv_format, version, created_ms, used_ms, ttl_ms, last_finish, " \
   "last_turn, turns, last_answer_tokens, open_turn, open_request_id, open_seed, open_begun_ms, "  \
   "open_expires_ms, open_request, expires_ms, history_tokens"
@@ -57,7 +57,8 @@ int64_t ExpiryMs(const cm::SessionRecord& record) {
   if (record.time_to_live_ms == 0) return kNever;
   if (record.last_used_wall_ms > kNever - record.time_to_live_ms) return kNever;
   const int64_t expiry = record.last_used_wall_ms + record.time_to_live_ms;
-  return record.open_turn.has_value() ? std::max(expiry, record.open_turn->expires_wall_ms) : expiry;
+  return record.open_turn.has_value() ? std::max(expiry, record.open_turn->expires_wall_ms)
+                                      : expiry;
 }
 
 // Binds all columns but history_tokens.
@@ -126,8 +127,9 @@ struct Statements {
         {&select, "SELECT " KVIST_COLUMNS " FROM sessions WHERE id = ?"},
         {&select_history, "SELECT tokens FROM histories WHERE id = ?"},
         {&select_version, "SELECT version FROM sessions WHERE id = ?"},
-        {&update, "UPDATE sessions SET (" KVIST_COLUMNS ") = (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,"
-                  "?13,?14,?15,?16,?17,?18,?19,?20,coalesce(?21,history_tokens)) WHERE id = ?1"},
+        {&update,
+         "UPDATE sessions SET (" KVIST_COLUMNS ") = (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,"
+         "?13,?14,?15,?16,?17,?18,?19,?20,coalesce(?21,history_tokens)) WHERE id = ?1"},
         {&update_history, "UPDATE histories SET tokens = ?2 WHERE id = ?1"},
         {&erase, "DELETE FROM sessions WHERE id = ?"},
         {&erase_history, "DELETE FROM histories WHERE id = ?"},
@@ -210,7 +212,8 @@ absl::Status SqliteStore::SetUp() {
       "PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY; BEGIN IMMEDIATE; COMMIT"));
   KVIST_ASSIGN_OR_RETURN(const int64_t version, database_->QueryInt("PRAGMA user_version"));
   KVIST_ASSIGN_OR_RETURN(const int64_t owner, database_->QueryInt("PRAGMA application_id"));
-  KVIST_ASSIGN_OR_RETURN(const int64_t tables, database_->QueryInt("SELECT count(*) FROM sqlite_schema"));
+  KVIST_ASSIGN_OR_RETURN(const int64_t tables,
+                         database_->QueryInt("SELECT count(*) FROM sqlite_schema"));
   if (tables == 0 && version == 0) {
     KVIST_RETURN_IF_ERROR(Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
       return database_->Execute(absl::StrCat(kSchema, "PRAGMA user_version = ", kSchemaVersion,
@@ -222,8 +225,9 @@ absl::Status SqliteStore::SetUp() {
                                             ": not of this program, or of version ", version,
                                             " and not ", kSchemaVersion));
   }
-  KVIST_ASSIGN_OR_RETURN(const int64_t damage,
-                         database_->QueryInt("SELECT quick_check <> 'ok' FROM pragma_quick_check(1)"));
+  KVIST_ASSIGN_OR_RETURN(
+      const int64_t damage,
+      database_->QueryInt("SELECT quick_check <> 'ok' FROM pragma_quick_check(1)"));
   if (damage != 0) {
     return absl::DataLossError(absl::StrCat("session store ", database_->path(), ": damaged"));
   }
@@ -236,13 +240,14 @@ absl::Status SqliteStore::Create(const StoredSession& session) {
   KVIST_RETURN_IF_ERROR(CheckSession(session));
   MutexLock lock(mutex_);
   if (count_ >= max_sessions_) {
-    return WithDetails(absl::ResourceExhaustedError(absl::StrCat("the store holds ", count_,
-                                                                 " sessions, its limit")),
+    return WithDetails(absl::ResourceExhaustedError(
+                           absl::StrCat("the store holds ", count_, " sessions, its limit")),
                        {.reason = ErrorReason::kOverload});
   }
   const absl::Status status = Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
     if (SummarizeLocked(session.record.id).ok()) {
-      return absl::AlreadyExistsError(absl::StrCat("session '", session.record.id.value(), "' exists"));
+      return absl::AlreadyExistsError(
+          absl::StrCat("session '", session.record.id.value(), "' exists"));
     }
     BindSession(session, *statements_.insert);
     statements_.insert->Bind(21, static_cast<int64_t>(session.record.token_ids.size()));
@@ -277,8 +282,8 @@ absl::StatusOr<StoredSession> SqliteStore::Get(const SessionId& id, History hist
   KVIST_ASSIGN_OR_RETURN(const bool row, statements_.select_history->Step());
   const std::string_view bytes = row ? statements_.select_history->Bytes(0) : std::string_view();
   if (bytes.size() != static_cast<size_t>(summary.history_tokens) * sizeof(int32_t)) {
-    return absl::DataLossError(absl::StrCat("session store ", database_->path(), ": the history of '",
-                                            id.value(), "' is damaged"));
+    return absl::DataLossError(absl::StrCat("session store ", database_->path(),
+                                            ": the history of '", id.value(), "' is damaged"));
   }
   summary.session.record.token_ids.resize(static_cast<size_t>(summary.history_tokens));
   if (!bytes.empty()) {
@@ -325,7 +330,9 @@ absl::StatusOr<bool> SqliteStore::EraseLocked(const SessionId& id) {
 }
 
 // The write-ahead log still has the pages as they were before the deletion.
-absl::Status SqliteStore::EmptyLog() { return database_->Execute("PRAGMA wal_checkpoint(TRUNCATE)"); }
+absl::Status SqliteStore::EmptyLog() {
+  return database_->Execute("PRAGMA wal_checkpoint(TRUNCATE)");
+}
 
 absl::Status SqliteStore::Delete(const SessionId& id) {
   MutexLock lock(mutex_);
@@ -347,11 +354,13 @@ absl::StatusOr<std::vector<SessionStore::Summary>> SqliteStore::List(const Sessi
   while (true) {
     KVIST_ASSIGN_OR_RETURN(const bool row, statements_.list->Step());
     if (!row) return sessions;
-    sessions.push_back({ReadSession(*statements_.list), statements_.list->Int(kHistoryTokensColumn)});
+    sessions.push_back(
+        {ReadSession(*statements_.list), statements_.list->Int(kHistoryTokensColumn)});
   }
 }
 
-absl::StatusOr<std::vector<SessionId>> SqliteStore::DeleteExpired(int64_t now_wall_ms, size_t limit) {
+absl::StatusOr<std::vector<SessionId>> SqliteStore::DeleteExpired(int64_t now_wall_ms,
+                                                                  size_t limit) {
   MutexLock lock(mutex_);
   std::vector<SessionId> ids;
   const absl::Status status = Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
@@ -386,8 +395,8 @@ absl::StatusOr<std::unique_ptr<SessionStore>> OpenSqliteStore(const SqliteStoreO
       std::filesystem::permissions(options.directory, std::filesystem::perms::owner_all, error);
     }
     if (error) {
-      return Unavailable(ErrorReason::kNoManager, absl::StrCat("session store ", options.directory,
-                                                               ": ", error.message()));
+      return Unavailable(ErrorReason::kNoManager,
+                         absl::StrCat("session store ", options.directory, ": ", error.message()));
     }
     path = (std::filesystem::path(options.directory) / "sessions.sqlite").string();
   }

@@ -3,7 +3,6 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "cache_manager/event_log.h"
 #include "common/base/status.h"
 #include "worker/kv/layout.h"
 
@@ -46,7 +45,10 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
     metrics_->batch_tokens.Observe(static_cast<double>(stats.last_batch_tokens));
   }
   last_ = stats;
-  const auto& evictions = state.events.evictions();
+  std::array<uint64_t, kEvictionCauses> evictions{};
+  for (const auto& pool : state.pools) {
+    for (size_t i = 0; i < kEvictionCauses; ++i) evictions[i] += pool->evictions()[i];
+  }
   for (size_t i = 0; i < kEvictionCauses; ++i) {
     Raise(*metrics_->evictions_total[i], last_evictions_[i], evictions[i]);
   }

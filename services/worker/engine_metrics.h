@@ -19,7 +19,8 @@ class EngineMetrics {
   // REQUIRES: metrics outlives it.
   EngineMetrics(const worker::Backend& backend, WorkerMetrics* metrics);
   // After a step. Block counts are looked at every 100 ms.
-  void Update(const worker::EngineStats& stats, const worker::EngineState& state, MonotonicTime now);
+  void Update(const worker::EngineStats& stats, const worker::EngineState& state,
+              MonotonicTime now);
 
  private:
   static constexpr size_t kStates = 5;

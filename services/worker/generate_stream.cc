@@ -7,8 +7,9 @@
 #include "services/worker/limits.h"
 #include "services/worker/request_codec.h"
 
-// Invariants: at most one write is under way, and whoever set writing_ starts it outside the lock; Finish is called once, by
-// whoever set closed_; nothing is written after it. The relay holds the stream from Begin to OnDone.
+// Invariants: at most one write is under way, and whoever set writing_ starts it outside the lock;
+// Finish is called once, by whoever set closed_; nothing is written after it. The relay holds the
+// stream from Begin to OnDone.
 namespace kvist::services {
 
 std::shared_ptr<GenerateStream> GenerateStream::Create(Options options) {

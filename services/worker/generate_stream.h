@@ -1,4 +1,5 @@
-// One Generate call: the engine's sink on one side, the gRPC stream on the other, a bounded buffer between.
+// One Generate call: the engine's sink on one side, the gRPC stream on the other, a bounded buffer
+// between.
 #ifndef KVIST_SERVICES_WORKER_GENERATE_STREAM_H_
 #define KVIST_SERVICES_WORKER_GENERATE_STREAM_H_
 
@@ -19,9 +20,9 @@
 
 namespace kvist::services {
 
-// Lives until gRPC and the engine have both let go of it. The engine's thread appends to the buffer, the relay's
-// thread or gRPC's starts one write at a time with all that waits. A client that is gone, or so slow that the buffer is
-// full, cancels its request. Thread-safe.
+// Lives until gRPC and the engine have both let go of it. The engine's thread appends to the
+// buffer, the relay's thread or gRPC's starts one write at a time with all that waits. A client
+// that is gone, or so slow that the buffer is full, cancels its request. Thread-safe.
 class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateResponse>,
                              public worker::TokenSink,
                              public RelayedStream,
@@ -33,7 +34,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateR
     uint32_t attempt = 0;
     uint64_t incarnation = 0;
     int64_t prompt_tokens = 0;
-    std::function<void()> cancel;                    // ends the request in the engine; never blocks
+    std::function<void()> cancel;  // ends the request in the engine; never blocks
     std::function<void(const worker::FinishInfo&)> on_finished;  // on the engine's thread
   };
   static std::shared_ptr<GenerateStream> Create(Options options);
@@ -63,8 +64,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateR
   void TakeTokens() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Options options_;
-  std::shared_ptr<GenerateStream> self_;    // gRPC's share, until OnDone
-  v1::WorkerGenerateResponse response_;     // owned by the write under way
+  std::shared_ptr<GenerateStream> self_;  // gRPC's share, until OnDone
+  v1::WorkerGenerateResponse response_;   // owned by the write under way
 
   Mutex mutex_;
   std::deque<worker::TokenOutput> tokens_ ABSL_GUARDED_BY(mutex_);
@@ -73,11 +74,11 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateR
   MonotonicTime last_write_ ABSL_GUARDED_BY(mutex_);
   bool begun_ ABSL_GUARDED_BY(mutex_) = false;
   bool accepted_sent_ ABSL_GUARDED_BY(mutex_) = false;
-  bool woken_ ABSL_GUARDED_BY(mutex_) = false;     // waits in the relay's queue
+  bool woken_ ABSL_GUARDED_BY(mutex_) = false;  // waits in the relay's queue
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool overflowed_ ABSL_GUARDED_BY(mutex_) = false;
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // nobody reads any more
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;    // Finish was called
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // nobody reads any more
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
 };
 
 }  // namespace kvist::services

@@ -9,7 +9,8 @@ namespace kvist::services {
 
 // An HMAC-SHA-256.
 inline constexpr size_t kTenantSaltBytes = 32;
-// Tokens of one request that wait for a client that does not read: half of the default context. One more cancels it.
+// Tokens of one request that wait for a client that does not read: half of the default context. One
+// more cancels it.
 inline constexpr size_t kMaxBufferedTokens = 4096;
 // Tokens of one message: with 20 alternatives each below 256 KiB.
 inline constexpr size_t kMaxTokensPerMessage = 1024;
@@ -18,7 +19,8 @@ inline constexpr std::chrono::milliseconds kProgressInterval{250};
 // Drain calls that wait at once: each holds a thread.
 inline constexpr int kMaxDrainCalls = 4;
 inline constexpr std::chrono::milliseconds kMaxDrainTime{600'000};
-// Messages to the manager taken from the engine's state at once: a batch or two, a chunk, a heartbeat. Each waits for a step.
+// Messages to the manager taken from the engine's state at once: a batch or two, a chunk, a
+// heartbeat. Each waits for a step.
 inline constexpr size_t kMaxMessagesPerPoll = 4;
 // The manager hears of events this late at most, and heartbeats are looked at this often.
 inline constexpr std::chrono::milliseconds kMaxEventDelay{100};

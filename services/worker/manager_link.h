@@ -21,21 +21,24 @@
 
 namespace kvist::services {
 
-// Two threads: one polls the state machine between steps and writes, one reads. All of the state machine runs on the engine's
-// thread, so a slow manager costs the engine nothing but its bounded event log. Thread-safe.
+// Two threads: one polls the state machine between steps and writes, one reads. All of the state
+// machine runs on the engine's thread, so a slow manager costs the engine nothing but its bounded
+// event log. Thread-safe.
 class ManagerLink {
  public:
   struct Options {
     std::string manager_address;
     cache_manager::WorkerInfo info;
     WorkerDescription description;
-    worker::Engine* engine = nullptr;                       // outlives the link
-    const Clock* clock = nullptr;                           // likewise
-    std::function<void(const SessionId&)> cancel_session;   // ends the session's requests; must not block
-    std::function<void(bool)> on_connected;                 // the stream came up or went down
+    worker::Engine* engine = nullptr;  // outlives the link
+    const Clock* clock = nullptr;      // likewise
+    std::function<void(const SessionId&)>
+        cancel_session;                      // ends the session's requests; must not block
+    std::function<void(bool)> on_connected;  // the stream came up or went down
   };
   explicit ManagerLink(Options options);
-  ~ManagerLink();  // ends the stream, joins the threads. REQUIRES: the engine still runs or has stopped
+  ~ManagerLink();  // ends the stream, joins the threads. REQUIRES: the engine still runs or has
+                   // stopped
 
   // Something may have to be sent. Cheap; called on the engine's thread.
   void Wake();
@@ -61,7 +64,7 @@ class ManagerLink {
   CondVar changed_;
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // the connection under way
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // the connection under way
   bool welcomed_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::thread thread_;

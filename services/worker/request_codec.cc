@@ -17,7 +17,8 @@ namespace {
 absl::Status CheckLengths(const v1::WorkerGenerateRequest& message, int64_t context_tokens) {
   if (message.prompt_ids().empty()) return InvalidField("prompt_ids", "must not be empty");
   const auto beyond = [&](const char* field, int64_t tokens) {
-    return FieldOutOfRange(field, absl::StrCat(tokens, " tokens; the context holds ", context_tokens));
+    return FieldOutOfRange(field,
+                           absl::StrCat(tokens, " tokens; the context holds ", context_tokens));
   };
   if (message.prompt_ids_size() > context_tokens) {
     return beyond("prompt_ids", message.prompt_ids_size());
@@ -142,11 +143,21 @@ void FillToken(const worker::TokenOutput& token, v1::Token* message) {
 
 void FillFinished(const worker::FinishInfo& info, v1::WorkerFinished* message) {
   switch (info.reason) {
-    case worker::FinishReason::kStop: message->set_reason(v1::STOP); break;
-    case worker::FinishReason::kLength: message->set_reason(v1::LENGTH); break;
-    case worker::FinishReason::kCancelled: message->set_reason(v1::CANCELLED); break;
-    case worker::FinishReason::kDeadline: message->set_reason(v1::DEADLINE); break;
-    case worker::FinishReason::kError: message->set_reason(v1::ERROR); break;
+    case worker::FinishReason::kStop:
+      message->set_reason(v1::STOP);
+      break;
+    case worker::FinishReason::kLength:
+      message->set_reason(v1::LENGTH);
+      break;
+    case worker::FinishReason::kCancelled:
+      message->set_reason(v1::CANCELLED);
+      break;
+    case worker::FinishReason::kDeadline:
+      message->set_reason(v1::DEADLINE);
+      break;
+    case worker::FinishReason::kError:
+      message->set_reason(v1::ERROR);
+      break;
   }
   v1::Usage* usage = message->mutable_usage();
   usage->set_prompt_tokens(info.prompt_tokens);

@@ -19,8 +19,8 @@ struct RequestFacts {
   std::span<const int32_t> model_stop_ids;  // added unless the request ignores them
 };
 
-// Checks what the engine cannot see (lengths before they are copied, unset and unknown fields, ids' spelling); the engine
-// checks the rest. INVALID_ARGUMENT or OUT_OF_RANGE with the field named.
+// Checks what the engine cannot see (lengths before they are copied, unset and unknown fields, ids'
+// spelling); the engine checks the rest. INVALID_ARGUMENT or OUT_OF_RANGE with the field named.
 absl::StatusOr<worker::GenerateRequest> ParseGenerateRequest(
     const v1::WorkerGenerateRequest& message, const RequestFacts& facts);
 

@@ -20,8 +20,8 @@ class RelayedStream {
   virtual void Pump(MonotonicTime now) = 0;
 };
 
-// The engine's thread only queues: serialising and writing take about 10 us per message and stream, which no step
-// should wait for. Thread-safe.
+// The engine's thread only queues: serialising and writing take about 10 us per message and stream,
+// which no step should wait for. Thread-safe.
 class StreamRelay {
  public:
   explicit StreamRelay(const Clock* clock);

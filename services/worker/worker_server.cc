@@ -2,7 +2,6 @@
 
 #include <openssl/rand.h>
 
-#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -56,7 +55,8 @@ cm::WorkerInfo InfoOf(const worker::Backend& backend, const v1::GetModelResponse
   return info;
 }
 
-// Members are destroyed in the reverse of the order in which data flows: link, server, service, engine, relay.
+// Members are destroyed in the reverse of the order in which data flows: link, server, service,
+// engine, relay.
 class Server final : public WorkerServer {
  public:
   Server(const WorkerServerOptions& options, std::unique_ptr<worker::Backend> backend,
@@ -68,7 +68,7 @@ class Server final : public WorkerServer {
         metrics_(*registry_, worker_id_),
         engine_metrics_(*backend, &metrics_),
         relay_(clock_),
-        engine_(EngineOptions(), std::move(backend), clock_),
+        engine_(MakeEngineOptions(), std::move(backend), clock_),
         service_({.engine = &engine_,
                   .relay = &relay_,
                   .clock = clock_,
@@ -93,6 +93,7 @@ class Server final : public WorkerServer {
   const std::string& worker_id() const override { return worker_id_; }
 
   void Shutdown(std::chrono::milliseconds grace) override {
+    MutexLock one_at_a_time(shutdown_mutex_);
     if (server_ != nullptr) server_->SetReady(false);
     engine_.BeginDrain();
     service_.WaitUntilIdle(std::chrono::steady_clock::now() + grace, [] { return false; });
@@ -106,7 +107,7 @@ class Server final : public WorkerServer {
   }
 
  private:
-  worker::EngineOptions EngineOptions() {
+  worker::EngineOptions MakeEngineOptions() {
     worker::EngineOptions engine = options_.engine;
     engine.on_step = [this, theirs = options_.engine.on_step] {
       OnStep();
@@ -116,8 +117,8 @@ class Server final : public WorkerServer {
   }
 
   void StartLink() {
-    const std::string& address = options_.advertise_address.empty() ? server_->grpc_address()
-                                                                    : options_.advertise_address;
+    const std::string& address =
+        options_.advertise_address.empty() ? server_->grpc_address() : options_.advertise_address;
     link_ = std::make_unique<ManagerLink>(ManagerLink::Options{
         .manager_address = options_.cache_manager_address,
         .info = InfoOf(engine_.backend(), model_, address),
@@ -130,8 +131,8 @@ class Server final : public WorkerServer {
     running_link_ = link_.get();
   }
 
-  // On the engine's thread. The link polls by RunBetweenSteps, which ends here too: only events wake it, or the two would
-  // wake each other for ever.
+  // On the engine's thread. The link polls by RunBetweenSteps, which ends here too: only events
+  // wake it, or the two would wake each other for ever.
   void OnStep() {
     const worker::EngineStats stats = engine_.stats();
     uint64_t last_seq = 0;
@@ -153,6 +154,7 @@ class Server final : public WorkerServer {
   WorkerMetrics metrics_;
   EngineMetrics engine_metrics_;  // the engine's thread's
   uint64_t announced_seq_ = 0;    // likewise
+  Mutex shutdown_mutex_;
   Mutex link_mutex_;
   ManagerLink* running_link_ ABSL_GUARDED_BY(link_mutex_) = nullptr;
   StreamRelay relay_;

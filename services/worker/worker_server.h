@@ -17,24 +17,26 @@
 namespace kvist::services {
 
 struct WorkerServerOptions {
-  std::string worker_id;                 // empty: drawn
-  std::string cache_manager_address;     // empty: none (tests); "host:port"
-  std::string advertise_address;         // what Hello tells; empty: the gRPC address bound
-  std::string model_path;                // for GetModel's vocabulary
-  std::optional<text::Vocabulary> vocabulary;  // in place of the file's: model_path may then be empty
-  std::string chat_template;             // name of a chat format; empty: recognise the file's
+  std::string worker_id;              // empty: drawn
+  std::string cache_manager_address;  // empty: none (tests); "host:port"
+  std::string advertise_address;      // what Hello tells; empty: the gRPC address bound
+  std::string model_path;             // for GetModel's vocabulary
+  std::optional<text::Vocabulary>
+      vocabulary;             // in place of the file's: model_path may then be empty
+  std::string chat_template;  // name of a chat format; empty: recognise the file's
   worker::EngineOptions engine;
-  const Clock* clock = nullptr;          // outlives the server; null: the machine's
+  const Clock* clock = nullptr;  // outlives the server; null: the machine's
   RoleServerOptions server;
 };
 
 // Thread-safe.
 class WorkerServer {
  public:
-  // Starts the engine and serves; ready at once, with or without a manager. Errors as RoleServer::Start, and of the
-  // vocabulary (with neither a path nor a vocabulary, GetModel has none). INVALID_ARGUMENT: worker_id.
-  static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(const WorkerServerOptions& options,
-                                                             std::unique_ptr<worker::Backend> backend);
+  // Starts the engine and serves; ready at once, with or without a manager. Errors as
+  // RoleServer::Start, and of the vocabulary (with neither a path nor a vocabulary, GetModel has
+  // none). INVALID_ARGUMENT: worker_id.
+  static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(
+      const WorkerServerOptions& options, std::unique_ptr<worker::Backend> backend);
   virtual ~WorkerServer() = default;
   virtual RoleServer& server() = 0;
   virtual worker::Engine& engine() = 0;

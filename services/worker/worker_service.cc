@@ -27,8 +27,9 @@ absl::Status WorkerService::Submit(const v1::WorkerGenerateRequest& message,
   if (message.expected_incarnation() != 0 && message.expected_incarnation() != incarnation) {
     return absl::AbortedError(absl::StrCat("this worker's incarnation is ", incarnation));
   }
-  KVIST_ASSIGN_OR_RETURN(worker::GenerateRequest request,
-                         ParseGenerateRequest(message, {options_.model.context_tokens(), model_stop_ids_}));
+  KVIST_ASSIGN_OR_RETURN(
+      worker::GenerateRequest request,
+      ParseGenerateRequest(message, {options_.model.context_tokens(), model_stop_ids_}));
   request.deadline = MonotonicDeadline(context->deadline(), *options_.clock);
   const SessionId session = request.session;
   const RequestId id = request.id;
@@ -57,10 +58,11 @@ grpc::ServerWriteReactor<v1::WorkerGenerateResponse>* WorkerService::Generate(
        .incarnation = options_.model.incarnation(),
        .prompt_tokens = request->prompt_ids_size(),
        .cancel = [engine = options_.engine, id] { engine->Cancel(id); },
-       .on_finished = [this, session, id](const worker::FinishInfo& info) {
-         options_.metrics->worker_requests_total[static_cast<size_t>(info.reason)]->Increment();
-         Forget(session, id);
-       }});
+       .on_finished =
+           [this, session, id](const worker::FinishInfo& info) {
+             options_.metrics->worker_requests_total[static_cast<size_t>(info.reason)]->Increment();
+             Forget(session, id);
+           }});
   const absl::Status status = Submit(*request, context, stream);
   if (status.ok()) {
     stream->Begin();

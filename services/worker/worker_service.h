@@ -18,7 +18,8 @@
 
 namespace kvist::services {
 
-// Generate holds no thread (callbacks and the relay); the other methods are synchronous. Thread-safe.
+// Generate holds no thread (callbacks and the relay); the other methods are synchronous.
+// Thread-safe.
 class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::Worker::Service> {
  public:
   struct Options {
@@ -26,7 +27,7 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
     StreamRelay* relay = nullptr;
     const Clock* clock = nullptr;
     WorkerMetrics* metrics = nullptr;
-    v1::GetModelResponse model;        // whole; stop ids are taken from its vocabulary
+    v1::GetModelResponse model;  // whole; stop ids are taken from its vocabulary
   };
   explicit WorkerService(Options options);
 
@@ -46,7 +47,8 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
                      const std::function<bool()>& cancelled) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  absl::Status Submit(const v1::WorkerGenerateRequest& request, grpc::CallbackServerContext* context,
+  absl::Status Submit(const v1::WorkerGenerateRequest& request,
+                      grpc::CallbackServerContext* context,
                       std::shared_ptr<worker::TokenSink> sink);
   void Forget(const SessionId& session, const RequestId& request) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -170,9 +170,8 @@ absl::StatusOr<Logits> HashBackend::Run(const Batch& batch) {
       uint64_t hash = 0;
       for (size_t g = 0; g < options_.windows.size(); ++g) {
         const std::span<const int32_t> table = slice.block_tables[g];
-        const uint64_t seen = SeenHash(options_.windows[g], position, [&](int64_t p) {
-          return *Slot(first_pool + g, table, p);
-        });
+        const uint64_t seen = SeenHash(options_.windows[g], position,
+                                       [&](int64_t p) { return *Slot(first_pool + g, table, p); });
         uint64_t* slot = Slot(first_pool + g, table, position);
         *slot = SlotValue(slice.tokens[i], position, slice.kv_format, seen);
         hash = Chain(hash, *slot);
@@ -196,14 +195,16 @@ void HashBackend::CopyBlock(int32_t pool, int32_t from, int32_t to) {
 }
 
 void HashBackend::ReadBlock(int32_t pool, int32_t block, std::span<std::byte> out) const {
-  std::memcpy(out.data(),
-              &arenas_[static_cast<size_t>(pool)][static_cast<size_t>(block * options_.block_tokens)],
-              out.size());
+  std::memcpy(
+      out.data(),
+      &arenas_[static_cast<size_t>(pool)][static_cast<size_t>(block * options_.block_tokens)],
+      out.size());
 }
 
 void HashBackend::WriteBlock(int32_t pool, int32_t block, std::span<const std::byte> bytes) {
-  std::memcpy(&arenas_[static_cast<size_t>(pool)][static_cast<size_t>(block * options_.block_tokens)],
-              bytes.data(), bytes.size());
+  std::memcpy(
+      &arenas_[static_cast<size_t>(pool)][static_cast<size_t>(block * options_.block_tokens)],
+      bytes.data(), bytes.size());
 }
 
 }  // namespace kvist::worker

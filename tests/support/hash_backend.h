@@ -1,6 +1,6 @@
-// A backend whose model is a hash: it really stores a value per position in the blocks of its arena and computes logits from what it
-// reads back through the block tables. A wrong table, a lost copy, a stale block, a missing write or a wrong window
-// changes the output.
+// A backend whose model is a hash: it really stores a value per position in the blocks of its arena
+// and computes logits from what it reads back through the block tables. A wrong table, a lost copy,
+// a stale block, a missing write or a wrong window changes the output.
 #ifndef KVIST_TESTS_SUPPORT_HASH_BACKEND_H_
 #define KVIST_TESTS_SUPPORT_HASH_BACKEND_H_
 
@@ -20,7 +20,7 @@ struct HashBackendOptions {
   std::vector<int64_t> windows = {0};  // one layer group each; 0: full
   std::vector<KvFormat> formats = {KvFormat::kF16};
   int32_t block_tokens = 16;
-  int32_t num_blocks = 64;             // of each pool
+  int32_t num_blocks = 64;  // of each pool
   int64_t vocab = 64;
   int64_t context_tokens = 512;
   int64_t max_batch_tokens = 256;
@@ -34,10 +34,11 @@ struct HashBackendControl {
   std::atomic<bool> fail_next_run{false};    // INTERNAL, nothing changed
   std::atomic<bool> nan_next_run{false};     // every logit is NaN
   std::atomic<uint64_t> copies{0};
-  std::atomic<uint64_t> tokens{0};           // run in all batches
+  std::atomic<uint64_t> tokens{0};  // run in all batches
 };
 
-// The model by definition, without any blocks or batches: what every batch must give. Single-threaded.
+// The model by definition, without any blocks or batches: what every batch must give.
+// Single-threaded.
 class HashSequence {
  public:
   HashSequence(const HashBackendOptions& options, KvFormat format);
@@ -51,7 +52,8 @@ class HashSequence {
   std::vector<std::vector<uint64_t>> slots_;  // by layer group and position
 };
 
-// Single-threaded. Refuses (INTERNAL) batches that break a limit, read a block that was given up or write one block from two slices.
+// Single-threaded. Refuses (INTERNAL) batches that break a limit, read a block that was given up or
+// write one block from two slices.
 class HashBackend final : public Backend {
  public:
   HashBackend(const HashBackendOptions& options, std::shared_ptr<HashBackendControl> control);

@@ -43,13 +43,13 @@ std::vector<int32_t> ByDefinition(const HashBackendOptions& options,
     const std::vector<float> logits = sequence.Logits();
     const bool masked = static_cast<int64_t>(ids.size()) < request.stop.min_new_tokens;
     SampleOutput out;
-    const absl::Status status = sampler.Sample(
-        {.logits = logits,
-         .options = request.sampling,
-         .counts = &counts,
-         .masked_ids = masked ? stops : none,
-         .position = static_cast<int64_t>(request.prompt_ids.size() + ids.size())},
-        &out);
+    const absl::Status status =
+        sampler.Sample({.logits = logits,
+                        .options = request.sampling,
+                        .counts = &counts,
+                        .masked_ids = masked ? stops : none,
+                        .position = static_cast<int64_t>(request.prompt_ids.size() + ids.size())},
+                       &out);
     KVIST_CHECK(status.ok());
     ids.push_back(out.id);
     sequence.Append(out.id);

@@ -13,7 +13,7 @@
 namespace kvist::test {
 
 struct HttpAnswer {
-  int status = 0;     // 0: the connection was closed without an answer
+  int status = 0;  // 0: the connection was closed without an answer
   std::string body;
   std::string whole;  // as received
 };

@@ -10,7 +10,7 @@
 
 namespace kvist::worker {
 
-// Memory for quantised activations [rows, cols].
+// Memory for quantised activations [rows, cols]. Thread-compatible.
 class QuantizedBuffer {
  public:
   // RESOURCE_EXHAUSTED if there is no memory. REQUIRES: cols % kQuantBlock == 0.

@@ -16,7 +16,8 @@
 namespace kvist::worker {
 namespace {
 
-// How long the loop waits when live requests exist and none can run: only while someone outside holds blocks.
+// How long the loop waits when live requests exist and none can run: only while someone outside
+// holds blocks.
 constexpr std::chrono::milliseconds kBlockedWait{10};
 // Advice to a client that found the queue full: a few steps.
 constexpr int64_t kQueueRetryMs = 200;
@@ -25,11 +26,16 @@ constexpr int64_t kQueueRetryMs = 200;
 
 std::string_view FinishReasonName(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "cancelled";
-    case FinishReason::kDeadline: return "deadline";
-    case FinishReason::kError: return "error";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kDeadline:
+      return "deadline";
+    case FinishReason::kError:
+      return "error";
   }
   return "unknown";
 }
@@ -80,8 +86,8 @@ class Engine::Loop {
   EngineCore core_;  // the loop's thread's, but for constants
   std::thread thread_;
   std::atomic<std::thread::id> loop_thread_{};
-  bool between_steps_ = true;       // the loop's thread's
-  std::vector<Command> commands_;   // the loop's thread's: taken from the inbox
+  bool between_steps_ = true;      // the loop's thread's
+  std::vector<Command> commands_;  // the loop's thread's: taken from the inbox
   std::vector<std::shared_ptr<Work>> works_;
 
   mutable Mutex mutex_;

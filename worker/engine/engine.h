@@ -1,5 +1,5 @@
-// The engine: continuous batching over one backend. Handlers queue and read; one loop owns all state:
-// drain the queue, schedule, run, sample, publish.
+// The engine: continuous batching over one backend. Handlers queue and read; one loop owns all
+// state: drain the queue, schedule, run, sample, publish.
 #ifndef KVIST_WORKER_ENGINE_ENGINE_H_
 #define KVIST_WORKER_ENGINE_ENGINE_H_
 
@@ -24,10 +24,11 @@ class EventLog;
 namespace kvist::worker {
 
 struct EngineOptions {
-  size_t max_queue = 256;               // requests waiting for their first schedule; one more is refused
+  size_t max_queue = 256;  // requests waiting for their first schedule; one more is refused
   int32_t max_running_sequences = 64;
-  int64_t max_step_tokens = 256;        // token budget of a step: decode first, the rest for prefill chunks
-  size_t max_sessions = 65536;          // in the session table
+  int64_t max_step_tokens =
+      256;                      // token budget of a step: decode first, the rest for prefill chunks
+  size_t max_sessions = 65536;  // in the session table
   // Called after each step and at least every 100 ms when something changed, on the loop's thread.
   std::function<void()> on_step;
   std::string model_fingerprint_override;  // tests only: empty takes the backend's
@@ -41,7 +42,7 @@ struct EngineStats {
   uint64_t prefix_tokens_asked = 0;
   uint64_t prefix_tokens_hit = 0;
   uint64_t preemptions = 0;
-  uint64_t finished[5] = {};            // by FinishReason
+  uint64_t finished[5] = {};  // by FinishReason
   int64_t running = 0;
   int64_t waiting = 0;
   int64_t last_batch_tokens = 0;
@@ -64,21 +65,23 @@ class Engine {
   ~Engine();  // stops
 
   void Start();
-  // Everything running and waiting ends with kError, UNAVAILABLE (kDraining); returns when the loop has ended. Idempotent.
-  // REQUIRES: not called on the loop's thread.
+  // Everything running and waiting ends with kError, UNAVAILABLE (kDraining); returns when the loop
+  // has ended. Idempotent. REQUIRES: not called on the loop's thread.
   void Stop();
   // No new requests (UNAVAILABLE, kDraining); what runs goes on.
   void BeginDrain();
   bool idle() const;
 
-  // Queues a request. INVALID_ARGUMENT / OUT_OF_RANGE (field named) if it can never run here; RESOURCE_EXHAUSTED (kOverload) if the
-  // queue is full; UNAVAILABLE if draining; ABORTED if a live request has the same id. On error the sink is never called.
+  // Queues a request. INVALID_ARGUMENT / OUT_OF_RANGE (field named) if it can never run here;
+  // RESOURCE_EXHAUSTED (kOverload) if the queue is full; UNAVAILABLE if draining; ABORTED if a live
+  // request has the same id. On error the sink is never called.
   absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink);
   // Ends a request within the next step; no-op if unknown.
   void Cancel(const RequestId& id);
-  // Runs `work` on the loop's thread between two steps (at once if idle) and returns when it has run; true. Called on the loop's
-  // thread itself, it does not wait: from on_step it runs `work` at once, from a sink after the step. false, and
-  // `work` never runs, if the engine is stopped. REQUIRES: after Start.
+  // Runs `work` on the loop's thread between two steps (at once if idle) and returns when it has
+  // run; true. Called on the loop's thread itself, it does not wait: from on_step it runs `work` at
+  // once, from a sink after the step. false, and `work` never runs, if the engine is stopped.
+  // REQUIRES: after Start.
   bool RunBetweenSteps(std::function<void(EngineState&)> work);
 
   EngineStats stats() const;

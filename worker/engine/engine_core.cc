@@ -1,5 +1,6 @@
 // Invariants:
-//   1. every live request is in the scheduler once, waiting or running; a waiting one holds no blocks
+//   1. every live request is in the scheduler once, waiting or running; a waiting one holds no
+//      blocks
 //   2. known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
 //   3. blocks referenced in the pools = blocks in the tables of the running ones
 //   4. unscheduled = live requests without a first schedule
@@ -18,8 +19,8 @@ namespace {
 // Every decode must fit into a step and have a row of logits.
 Scheduler::Options SchedulerOptions(const EngineOptions& options, const Backend& backend) {
   const int64_t step = std::min(options.max_step_tokens, backend.max_batch_tokens());
-  return {.max_running_sequences = static_cast<int32_t>(std::min<int64_t>(
-              {options.max_running_sequences, step, backend.max_logit_rows()})),
+  return {.max_running_sequences = static_cast<int32_t>(
+              std::min<int64_t>({options.max_running_sequences, step, backend.max_logit_rows()})),
           .max_step_tokens = step};
 }
 
@@ -42,9 +43,7 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
   MakePools();
 }
 
-EngineCore::~EngineCore() {
-  EndAll(Unavailable(ErrorReason::kDraining, "the worker has stopped"));
-}
+EngineCore::~EngineCore() { EndAll(Unavailable(ErrorReason::kDraining, "the worker has stopped")); }
 
 void EngineCore::MakePools() {
   const std::vector<LayerGroup>& groups = backend_->model().groups;
@@ -72,8 +71,7 @@ void EngineCore::MakePools() {
     };
     formats_.push_back(std::make_unique<FormatCache>(FormatCache{
         KvCache(specs[first].format, std::move(cache_groups), copy), std::move(numbers)}));
-    limits_.formats.push_back(
-        {specs[first].format, formats_.back()->cache.CapacityTokens()});
+    limits_.formats.push_back({specs[first].format, formats_.back()->cache.CapacityTokens()});
   }
 }
 
@@ -86,8 +84,7 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
   KVIST_CHECK(format != nullptr && !live_.contains(request.id));
   const std::string& override_print = options_.model_fingerprint_override;
   const cache_manager::BlockKey root = cache_manager::RootKey(
-      {.model_fingerprint =
-           override_print.empty() ? backend_->model().fingerprint : override_print,
+      {.model_fingerprint = override_print.empty() ? backend_->model().fingerprint : override_print,
        .attention = "full",
        .block_tokens = format->cache.block_tokens(),
        .tenant_salt = request.tenant_salt});
@@ -218,9 +215,9 @@ const Batch& EngineCore::MakeBatch() {
     const ScheduledChunk& chunk = plan_.chunks[i];
     LiveRequest& live = LiveOf(*chunk.sequence);
     SequenceSlice& slice = slices[i];
-    slice.tokens = std::span<const int32_t>(live.tokens)
-                       .subspan(static_cast<size_t>(chunk.first_position),
-                                static_cast<size_t>(chunk.tokens));
+    slice.tokens =
+        std::span<const int32_t>(live.tokens)
+            .subspan(static_cast<size_t>(chunk.first_position), static_cast<size_t>(chunk.tokens));
     slice.first_position = chunk.first_position;
     slice.kv_format = live.format->cache.format();
     slice.block_tables.clear();
@@ -253,8 +250,8 @@ void EngineCore::Postprocess(const Logits& logits) {
 }
 
 void EngineCore::AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live) {
-  uint64_t& counter = live.state == SequenceState::kDecode ? stats_.decode_tokens
-                                                           : stats_.prefill_tokens;
+  uint64_t& counter =
+      live.state == SequenceState::kDecode ? stats_.decode_tokens : stats_.prefill_tokens;
   counter += static_cast<uint64_t>(chunk.tokens);
   live.stored_tokens += chunk.tokens;
   live.blocks.MarkWritten(live.tokens, live.stored_tokens);
@@ -262,8 +259,7 @@ void EngineCore::AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live) {
     session_holds_.Update(live.member, live.blocks);
   }
   if (!live.first_token.has_value()) {
-    live.sink->OnProgress(std::min(live.stored_tokens, live.prompt_tokens()),
-                          live.prompt_tokens());
+    live.sink->OnProgress(std::min(live.stored_tokens, live.prompt_tokens()), live.prompt_tokens());
   }
 }
 

@@ -22,10 +22,12 @@
 
 namespace kvist::worker {
 
-// Owns backend, pools, sessions and live requests. Invariants: engine_core.cc. Single-threaded, but limits() may be read by anyone.
+// Owns backend, pools, sessions and live requests. Invariants: engine_core.cc. Single-threaded, but
+// limits() may be read by anyone.
 class EngineCore final : private BlockLedger {
  public:
-  // REQUIRES: clock outlives the core; the backend has a pool for every layer group in every format, in the order that backend.h says.
+  // REQUIRES: clock outlives the core; the backend has a pool for every layer group in every
+  // format, in the order that backend.h says.
   EngineCore(const EngineOptions& options, std::unique_ptr<Backend> backend, const Clock* clock);
   ~EngineCore() override;
   EngineCore(const EngineCore&) = delete;
@@ -53,7 +55,8 @@ class EngineCore final : private BlockLedger {
   cache_manager::WorkerLoad load() const;
   EngineStats stats() const;
   const Backend& backend() const { return *backend_; }
-  // INTERNAL naming the first violated invariant of pools, sessions, blocks or this class. O(blocks).
+  // INTERNAL naming the first violated invariant of pools, sessions, blocks or this class.
+  // O(blocks).
   absl::Status CheckInvariants() const;
 
  private:
@@ -93,7 +96,8 @@ class EngineCore final : private BlockLedger {
   size_t unscheduled_ = 0;
   Plan plan_;
   Batch batch_;
-  std::vector<std::vector<std::span<const int32_t>>> spare_tables_;  // kept from earlier, larger batches
+  std::vector<std::vector<std::span<const int32_t>>>
+      spare_tables_;  // kept from earlier, larger batches
   SampleOutput sample_;
   TokenOutput output_;
   EngineStats stats_;

@@ -27,18 +27,19 @@ struct CacheOptions {
 };
 
 struct GenerateRequest {
-  RequestId id;              // unique among live requests of this worker
-  SessionId session;         // may be empty: no session holds the blocks
+  RequestId id;       // unique among live requests of this worker
+  SessionId session;  // may be empty: no session holds the blocks
   TenantId tenant;
-  std::string tenant_salt;   // separates prefix caches (cache_manager/block_key.h)
+  std::string tenant_salt;  // separates prefix caches (cache_manager/block_key.h)
   uint32_t attempt = 0;
   std::vector<int32_t> prompt_ids;     // at least one
-  std::vector<int32_t> generated_ids;  // tokens an earlier attempt delivered: penalties, limits and random numbers go on from them
+  std::vector<int32_t> generated_ids;  // tokens an earlier attempt delivered: penalties, limits and
+                                       // random numbers go on from them
   SamplingOptions sampling;
   StopOptions stop;
   CacheOptions cache;
   std::optional<MonotonicTime> deadline;
-  int32_t priority = 0;      // higher first among waiting ones; -100 .. 100
+  int32_t priority = 0;  // higher first among waiting ones; -100 .. 100
 };
 
 struct TokenLogprob {
@@ -47,35 +48,39 @@ struct TokenLogprob {
 };
 
 struct TokenOutput {
-  int64_t index = 0;         // among generated tokens, from 0; rises by exactly one (a replay begins at generated_ids.size())
+  int64_t index = 0;  // among generated tokens, from 0; rises by exactly one (a replay begins at
+                      // generated_ids.size())
   int32_t id = 0;
   std::optional<float> logprob;
   std::vector<TokenLogprob> top_logprobs;
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kDeadline, kError };
-std::string_view FinishReasonName(FinishReason reason);  // "stop", "length", "cancelled", "deadline", "error"
+std::string_view FinishReasonName(
+    FinishReason reason);  // "stop", "length", "cancelled", "deadline", "error"
 
 // Seconds are from admission to the engine's queue.
 struct FinishInfo {
   FinishReason reason = FinishReason::kStop;
-  absl::Status status;       // not OK for kCancelled, kDeadline, kError
+  absl::Status status;  // not OK for kCancelled, kDeadline, kError
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0; // of the prompt, found in the prefix cache at first admission
+  int64_t cached_tokens = 0;     // of the prompt, found in the prefix cache at first admission
   int64_t generated_tokens = 0;  // those of earlier attempts included
   int64_t preemptions = 0;
   double queue_seconds = 0;
-  double prefill_seconds = 0;              // from first schedule to first token
-  double decode_seconds = 0;               // from first to last token
+  double prefill_seconds = 0;  // from first schedule to first token
+  double decode_seconds = 0;   // from first to last token
 };
 
-// Receives one request's output on the engine's thread. Must not block. The last call is OnFinished, exactly once.
+// Receives one request's output on the engine's thread. Must not block. The last call is
+// OnFinished, exactly once.
 class TokenSink {
  public:
   virtual ~TokenSink() = default;
   // New tokens of one step (one, or more under speculation).
   virtual void OnTokens(std::span<const TokenOutput> tokens) = 0;
-  // Prefill has come this far: (prompt tokens in the cache now, prompt tokens in all). At most one per step.
+  // Prefill has come this far: (prompt tokens in the cache now, prompt tokens in all). At most one
+  // per step.
   virtual void OnProgress(int64_t done_tokens, int64_t total_tokens) = 0;
   virtual void OnFinished(const FinishInfo& info) = 0;
 };

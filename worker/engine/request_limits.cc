@@ -12,9 +12,12 @@ namespace {
 // As worker/kv/layout.h names them; here so that request checks need no backend.
 std::string_view FormatName(KvFormat format) {
   switch (format) {
-    case KvFormat::kF16: return "f16";
-    case KvFormat::kF32: return "f32";
-    case KvFormat::kBF16: return "bf16";
+    case KvFormat::kF16:
+      return "f16";
+    case KvFormat::kF32:
+      return "f32";
+    case KvFormat::kBF16:
+      return "bf16";
   }
   return "unknown";
 }
@@ -61,10 +64,9 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
   }
   const int64_t prompt = static_cast<int64_t>(request->prompt_ids.size());
   if (prompt >= limits.context_tokens) {
-    return FieldOutOfRange("prompt_ids",
-                           std::to_string(prompt) + " tokens; the context holds " +
-                               std::to_string(limits.context_tokens) +
-                               ", of which one must be left for an answer");
+    return FieldOutOfRange("prompt_ids", std::to_string(prompt) + " tokens; the context holds " +
+                                             std::to_string(limits.context_tokens) +
+                                             ", of which one must be left for an answer");
   }
   if (prompt > format->capacity_tokens) {
     return FieldOutOfRange("prompt_ids", std::to_string(prompt) + " tokens; the KV pool holds " +
@@ -78,10 +80,9 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
   stop.max_new_tokens = std::min(stop.max_new_tokens, room);
   stop.min_new_tokens = std::min(stop.min_new_tokens, stop.max_new_tokens);
   if (static_cast<int64_t>(request->generated_ids.size()) > room) {
-    return FieldOutOfRange("generated_ids",
-                           std::to_string(request->generated_ids.size()) +
-                               " tokens; after the prompt there is room for " +
-                               std::to_string(room));
+    return FieldOutOfRange("generated_ids", std::to_string(request->generated_ids.size()) +
+                                                " tokens; after the prompt there is room for " +
+                                                std::to_string(room));
   }
   return absl::OkStatus();
 }

@@ -23,8 +23,9 @@ struct RequestLimits {
 };
 inline constexpr int32_t kMaxPriority = 100;
 
-// Checks every field and completes the request: the KV format is set, max_new_tokens (and min_new_tokens with it) is cut to what the context and
-// the pools hold. INVALID_ARGUMENT or OUT_OF_RANGE with the field named; `request` is then unspecified.
+// Checks every field and completes the request: the KV format is set, max_new_tokens (and
+// min_new_tokens with it) is cut to what the context and the pools hold. INVALID_ARGUMENT or
+// OUT_OF_RANGE with the field named; `request` is then unspecified.
 absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* request);
 
 }  // namespace kvist::worker

@@ -29,11 +29,13 @@ class SessionHolds {
 
   // The member has its first blocks: the session is active.
   void Begin(SessionMember& member, const SequenceBlocks& blocks);
-  // The chain in each pool becomes the sequence's named blocks, and the unnamed ones are counted. Emits only what changed.
+  // The chain in each pool becomes the sequence's named blocks, and the unnamed ones are counted.
+  // Emits only what changed.
   void Update(SessionMember& member, const SequenceBlocks& blocks);
   // The sequence gave its blocks back for now: the chains stay, it holds nothing unnamed.
   void Pause(SessionMember& member);
-  // The sequence is gone. If it was the last of its session, the session is idle and keeps its chains.
+  // The sequence is gone. If it was the last of its session, the session is idle and keeps its
+  // chains.
   void End(SessionMember& member);
 
  private:

@@ -2,7 +2,8 @@
 //   1. every group's table has the same length, and covers at least the stored tokens
 //   2. table[b] is the index of refs[b], or -1 where refs[b] is empty
 //   3. a full group holds every block; a windowed one every block from its first needed one on
-//   4. named blocks are full, stored ones: named <= stored / block_tokens; a scratch sequence names none
+//   4. named blocks are full, stored ones: named <= stored / block_tokens; a scratch sequence names
+//      none
 //   5. keys are known for all named blocks
 #include "worker/kv/block_table.h"
 
@@ -89,8 +90,8 @@ int64_t SequenceBlocks::LongestMatch(int64_t blocks) const {
     while (found < longest && present(group, found)) ++found;
     longest = found;
   }
-  // Windowed groups: shorten until every one has the last window. A block that is missing in a group rules out all
-  // lengths whose window holds it, down to those that end before it.
+  // Windowed groups: shorten until every one has the last window. A block that is missing in a
+  // group rules out all lengths whose window holds it, down to those that end before it.
   for (bool changed = true; changed && longest > 0;) {
     changed = false;
     for (const CacheGroup& group : cache_->groups_) {
@@ -221,7 +222,8 @@ void SequenceBlocks::Release(std::span<const int32_t> tokens) {
 
 void SequenceBlocks::Discard() {
   for (Group& group : groups_) {
-    // From the last to the first, so that the pool sees the tail as the older use: it is evicted first.
+    // From the last to the first, so that the pool sees the tail as the older use: it is evicted
+    // first.
     while (!group.refs.empty()) group.refs.pop_back();
     group.table.clear();
     group.first_held = 0;

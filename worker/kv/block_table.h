@@ -1,5 +1,5 @@
-// The blocks of one sequence over all layer groups: what the prefix cache gave, what was allocated, what was named and what
-// the windows have passed.
+// The blocks of one sequence over all layer groups: what the prefix cache gave, what was allocated,
+// what was named and what the windows have passed.
 #ifndef KVIST_WORKER_KV_BLOCK_TABLE_H_
 #define KVIST_WORKER_KV_BLOCK_TABLE_H_
 
@@ -38,10 +38,11 @@ class KvCache {
 
  private:
   friend class SequenceBlocks;
-  // The first logical block of `group` that a sequence with `stored` tokens still needs: a windowed group keeps the blocks
-  // of the last min(stored, window) tokens.
+  // The first logical block of `group` that a sequence with `stored` tokens still needs: a windowed
+  // group keeps the blocks of the last min(stored, window) tokens.
   int64_t FirstNeeded(const CacheGroup& group, int64_t stored) const;
-  // The most blocks that a windowed group needs at once when it grows token by token; of a full group: without limit.
+  // The most blocks that a windowed group needs at once when it grows token by token; of a full
+  // group: without limit.
   int64_t MostHeld(const CacheGroup& group) const;
 
   KvFormat format_;
@@ -56,32 +57,35 @@ enum class Sharing : uint8_t {
   kScratch,  // nothing is matched, named or kept
 };
 
-// Owns references to the blocks. The tokens are the caller's: every call gets all of them, and those already seen must not
-// have changed. Invariants: block_table.cc. Single-threaded. Movable.
+// Owns references to the blocks. The tokens are the caller's: every call gets all of them, and
+// those already seen must not have changed. Invariants: block_table.cc. Single-threaded. Movable.
 class SequenceBlocks {
  public:
-  // `root` names the scope (cache_manager::RootKey). Takes memory for `max_tokens` tokens, so that growing allocates nothing.
-  // REQUIRES: cache outlives this.
+  // `root` names the scope (cache_manager::RootKey). Takes memory for `max_tokens` tokens, so that
+  // growing allocates nothing. REQUIRES: cache outlives this.
   SequenceBlocks(KvCache* cache, const cache_manager::BlockKey& root, Sharing sharing,
                  int64_t max_tokens);
 
-  // Takes references to the longest prefix of `tokens` that every group has in whole blocks, at most `limit` tokens: full groups all of it,
-  // windowed ones its last min(length, window) tokens. Returns its length, which is stored from then on.
-  // REQUIRES: nothing is held.
+  // Takes references to the longest prefix of `tokens` that every group has in whole blocks, at
+  // most `limit` tokens: full groups all of it, windowed ones its last min(length, window) tokens.
+  // Returns its length, which is stored from then on. REQUIRES: nothing is held.
   int64_t MatchBlocks(std::span<const int32_t> tokens, int64_t limit);
-  // Continues a match inside a block: copies the block that agrees with most of the next tokens in every group. Returns the
-  // tokens gained; 0 also where there is no block to copy to. REQUIRES: only matched blocks are held.
+  // Continues a match inside a block: copies the block that agrees with most of the next tokens in
+  // every group. Returns the tokens gained; 0 also where there is no block to copy to. REQUIRES:
+  // only matched blocks are held.
   int64_t MatchPartial(std::span<const int32_t> tokens, int64_t limit);
 
   // Whether the pools have the blocks for `total` tokens now, with `spare` blocks left in each.
   bool Fits(int64_t total, int64_t spare) const;
-  // Allocates blocks to cover up to `total` tokens, in all groups or in none. Returns how many are covered now: `total`, or fewer
-  // if the pools have no more.
+  // Allocates blocks to cover up to `total` tokens, in all groups or in none. Returns how many are
+  // covered now: `total`, or fewer if the pools have no more.
   int64_t GrowTo(int64_t total);
-  // The KV of all tokens before `total` is in the blocks: names those that are full (adopting blocks of that name that exist)
-  // and gives up those behind the windows. REQUIRES: stored_tokens() <= total <= covered.
+  // The KV of all tokens before `total` is in the blocks: names those that are full (adopting
+  // blocks of that name that exist) and gives up those behind the windows. REQUIRES:
+  // stored_tokens() <= total <= covered.
   void MarkWritten(std::span<const int32_t> tokens, int64_t total);
-  // Lets go of all blocks. Named ones stay cached; of a shared sequence so does the last, partial one. Nothing is stored after.
+  // Lets go of all blocks. Named ones stay cached; of a shared sequence so does the last, partial
+  // one. Nothing is stored after.
   void Release(std::span<const int32_t> tokens);
   // As Release, but what has no name is freed: after a failed step.
   void Discard();
@@ -89,7 +93,8 @@ class SequenceBlocks {
   int64_t stored_tokens() const { return stored_; }
   // The physical block of each logical one of a group; -1 where it was given up or never taken.
   std::span<const int32_t> table(size_t group) const { return groups_[group].table; }
-  // Names of the leading full blocks, the same in every group (whether or not a windowed group still holds them).
+  // Names of the leading full blocks, the same in every group (whether or not a windowed group
+  // still holds them).
   std::span<const cache_manager::BlockKey> named() const {
     return std::span(keys_).first(static_cast<size_t>(named_));
   }

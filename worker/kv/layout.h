@@ -1,5 +1,5 @@
-// All byte arithmetic of KV blocks. A block holds `block_tokens` tokens of one layer group in one format; all layers of the
-// group are contiguous in it, so that moving a block is one copy:
+// All byte arithmetic of KV blocks. A block holds `block_tokens` tokens of one layer group in one
+// format; all layers of the group are contiguous in it, so that moving a block is one copy:
 //   [layer of the group][kv head][page of 16 tokens]{ K [head_dim][16] | V [16][head_dim] }
 #ifndef KVIST_WORKER_KV_LAYOUT_H_
 #define KVIST_WORKER_KV_LAYOUT_H_
@@ -23,10 +23,10 @@ struct LayerGroup {
   std::vector<int32_t> layers;  // ascending
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t window = 0;           // positions a query sees, itself included; 0: all
+  int64_t window = 0;  // positions a query sees, itself included; 0: all
 };
 
-// One pool's geometry: a layer group in a format with a block size.
+// One pool's geometry: a layer group in a format with a block size. Thread-compatible.
 class KvLayout {
  public:
   // REQUIRES: block_tokens is 16, 32, 64 or 128.

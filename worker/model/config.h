@@ -61,7 +61,7 @@ struct ModelConfig {
 // group.
 std::vector<LayerGroup> LayerGroupsOf(const ModelConfig& config);
 
-// Metadata of one architecture: keys are "<architecture>.<suffix>".
+// Metadata of one architecture: keys are "<architecture>.<suffix>". Thread-compatible.
 class MetadataReader {
  public:
   // `file` outlives the reader.

@@ -82,7 +82,7 @@ struct TensorSpec {
   const float** vector = nullptr;
 };
 
-// Collects the specs of one model. Names of layers are "blk.<layer>.<suffix>".
+// Collects the specs of one model. Single-threaded. Names of layers are "blk.<layer>.<suffix>".
 class TensorList {
  public:
   void Matrix(std::string name, int64_t rows, int64_t cols, PackedMatrix& to);

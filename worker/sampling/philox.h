@@ -1,5 +1,5 @@
-// Philox4x32-10: a counter-based random number generator. Source: Salmon, Moraes, Dror, Shaw, "Parallel Random
-// Numbers: As Easy as 1, 2, 3" (SC 2011).
+// Philox4x32-10: a counter-based random number generator. Source: Salmon, Moraes, Dror, Shaw,
+// "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
 #ifndef KVIST_WORKER_SAMPLING_PHILOX_H_
 #define KVIST_WORKER_SAMPLING_PHILOX_H_
 
@@ -36,9 +36,10 @@ struct RandomPlace {
 // Uniform in [0, 1), a multiple of 2^-53.
 constexpr double UniformAt(const RandomPlace& place) {
   const uint64_t position = static_cast<uint64_t>(place.position);
-  const PhiloxCounter bits = Philox4x32(
-      {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), place.sample_index, 0},
-      {static_cast<uint32_t>(place.seed), static_cast<uint32_t>(place.seed >> 32)});
+  const PhiloxCounter bits =
+      Philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32),
+                  place.sample_index, 0},
+                 {static_cast<uint32_t>(place.seed), static_cast<uint32_t>(place.seed >> 32)});
   const uint64_t word = (uint64_t{bits[1]} << 32) | bits[0];
   return static_cast<double>(word >> 11) * 0x1p-53;
 }

@@ -15,7 +15,8 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// The float's bits as an unsigned number with the reverse order: the largest value has the smallest key. Both zeros are equal.
+// The float's bits as an unsigned number with the reverse order: the largest value has the smallest
+// key. Both zeros are equal.
 uint32_t DescendingKey(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x == 0.0f ? 0.0f : x);
   const uint32_t ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
@@ -131,11 +132,11 @@ Sampler::Cut Sampler::MassCut(const float* x, const Cut& within, double target, 
   for (const Digit& digit : kDigits) {
     const uint32_t low_mask = (uint32_t{1} << digit.bits) - 1;
     std::fill(histogram_.begin(), histogram_.end(), 0.0);
-    for_each([&](int64_t i, uint32_t key) {
-      histogram_[(key >> digit.shift) & low_mask] += mass(i);
-    });
+    for_each(
+        [&](int64_t i, uint32_t key) { histogram_[(key >> digit.shift) & low_mask] += mass(i); });
     size_t bucket = 0;
-    size_t last = 0;  // of the buckets with mass: where rounding ends up if it never reaches the target
+    size_t last =
+        0;  // of the buckets with mass: where rounding ends up if it never reaches the target
     double sum = before;
     for (; bucket <= low_mask; ++bucket) {
       if (histogram_[bucket] == 0.0) continue;
@@ -163,7 +164,8 @@ Sampler::Cut Sampler::MassCut(const float* x, const Cut& within, double target, 
 }
 
 Sampler::Cut Sampler::TopKCut(const float* x, int64_t k) {
-  // The k-th largest chunk maximum bounds the k-th largest value from below: most chunks need no look.
+  // The k-th largest chunk maximum bounds the k-th largest value from below: most chunks need no
+  // look.
   Cut within{kMinusInfinity, std::numeric_limits<int32_t>::max()};
   if (k <= static_cast<int64_t>(chunk_max_.size())) {
     order_ = chunk_max_;
@@ -212,7 +214,10 @@ int32_t Sampler::Draw(const float* x, const SampleInput& input) {
   };
   if (options.top_p < 1.0f || options.min_p > 0.0f) {
     total = 0.0;
-    visit_kept([&](int64_t, double w) { total += w; return true; });
+    visit_kept([&](int64_t, double w) {
+      total += w;
+      return true;
+    });
   }
   const double target = total * UniformAt({.seed = options.seed,
                                            .sample_index = options.sample_index,

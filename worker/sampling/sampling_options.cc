@@ -29,21 +29,20 @@ absl::Status Validate(const SamplingOptions& options, int64_t vocab) {
   KVIST_RETURN_IF_ERROR(
       CheckRange("temperature", options.temperature, 0, 100, "must be between 0 and 100"));
   if (options.top_k < 0 || options.top_k > vocab) {
-    return InvalidField("top_k", "must be 0 (off) or between 1 and the vocabulary's " +
-                                     std::to_string(vocab));
+    return InvalidField(
+        "top_k", "must be 0 (off) or between 1 and the vocabulary's " + std::to_string(vocab));
   }
-  KVIST_RETURN_IF_ERROR(
-      CheckAbove("top_p", options.top_p, 0, 1, "must be above 0 and at most 1"));
+  KVIST_RETURN_IF_ERROR(CheckAbove("top_p", options.top_p, 0, 1, "must be above 0 and at most 1"));
   KVIST_RETURN_IF_ERROR(CheckRange("min_p", options.min_p, 0, 1, "must be between 0 and 1"));
   KVIST_RETURN_IF_ERROR(CheckAbove("repetition_penalty", options.repetition_penalty, 0, 100,
                                    "must be above 0 and at most 100"));
-  KVIST_RETURN_IF_ERROR(CheckRange("presence_penalty", options.presence_penalty, -2, 2,
-                                   "must be between -2 and 2"));
+  KVIST_RETURN_IF_ERROR(
+      CheckRange("presence_penalty", options.presence_penalty, -2, 2, "must be between -2 and 2"));
   KVIST_RETURN_IF_ERROR(CheckRange("frequency_penalty", options.frequency_penalty, -2, 2,
                                    "must be between -2 and 2"));
   if (options.logprobs < -1 || options.logprobs > kMaxLogprobs) {
-    return InvalidField("logprobs", "must be -1 (none) or between 0 and " +
-                                        std::to_string(kMaxLogprobs));
+    return InvalidField("logprobs",
+                        "must be -1 (none) or between 0 and " + std::to_string(kMaxLogprobs));
   }
   return absl::OkStatus();
 }
@@ -59,8 +58,7 @@ absl::Status Validate(const StopOptions& options, int64_t vocab) {
   for (const int32_t id : options.stop_ids) {
     if (id < 0 || id >= vocab) {
       return InvalidField("stop_ids", "the id " + std::to_string(id) +
-                                          " is not in the vocabulary of " +
-                                          std::to_string(vocab));
+                                          " is not in the vocabulary of " + std::to_string(vocab));
     }
   }
   return absl::OkStatus();

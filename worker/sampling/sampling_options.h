@@ -1,4 +1,5 @@
-// How the next token is chosen and when a generation ends: plain data with defaults and one validation.
+// How the next token is chosen and when a generation ends: plain data with defaults and one
+// validation.
 #ifndef KVIST_WORKER_SAMPLING_SAMPLING_OPTIONS_H_
 #define KVIST_WORKER_SAMPLING_SAMPLING_OPTIONS_H_
 
@@ -9,7 +10,8 @@
 
 namespace kvist::worker {
 
-// Applied in this order: penalties, temperature, top-k, top-p, min-p. Ties always go to the lowest id.
+// Applied in this order: penalties, temperature, top-k, top-p, min-p. Ties always go to the lowest
+// id.
 struct SamplingOptions {
   float temperature = 0.0f;         // 0: greedy; up to 100
   int32_t top_k = 0;                // 0: off; 1 .. vocabulary
@@ -20,14 +22,14 @@ struct SamplingOptions {
   float frequency_penalty = 0.0f;   // [-2, 2]; over output
   uint64_t seed = 0;                // with position and sample index: the key of the random numbers
   uint32_t sample_index = 0;
-  int32_t logprobs = -1;            // -1: none; else the chosen token's and this many of the best, up to 20
+  int32_t logprobs = -1;  // -1: none; else the chosen token's and this many of the best, up to 20
 };
 inline constexpr int32_t kMaxLogprobs = 20;
 
 struct StopOptions {
-  int64_t max_new_tokens = 256;       // >= 1; generated_ids of a replay count
-  int64_t min_new_tokens = 0;         // stop ids are not chosen before
-  std::vector<int32_t> stop_ids;      // end the generation; not part of the text, but of the ids
+  int64_t max_new_tokens = 256;   // >= 1; generated_ids of a replay count
+  int64_t min_new_tokens = 0;     // stop ids are not chosen before
+  std::vector<int32_t> stop_ids;  // end the generation; not part of the text, but of the ids
 };
 inline constexpr size_t kMaxStopIds = 64;
 

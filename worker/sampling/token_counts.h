@@ -10,7 +10,8 @@
 
 namespace kvist::worker {
 
-// Distinct tokens of a prompt and an output, kept incrementally: O(1) per new token. Thread-compatible.
+// Distinct tokens of a prompt and an output, kept incrementally: O(1) per new token.
+// Thread-compatible.
 class TokenCounts {
  public:
   // An entry exists for each token seen; one of the prompt alone has the count 0.

@@ -8,9 +8,9 @@ namespace kvist::worker {
 namespace {
 
 void InsertInOrder(std::vector<Sequence*>& sequences, Sequence* sequence) {
-  const auto place = std::upper_bound(
-      sequences.begin(), sequences.end(), sequence,
-      [](const Sequence* a, const Sequence* b) { return ServedBefore(*a, *b); });
+  const auto place =
+      std::upper_bound(sequences.begin(), sequences.end(), sequence,
+                       [](const Sequence* a, const Sequence* b) { return ServedBefore(*a, *b); });
   sequences.insert(place, sequence);
 }
 
@@ -78,11 +78,13 @@ Sequence* Scheduler::NextPrefill(const Sequence* after) const {
   return nullptr;
 }
 
-// Moves the first waiting sequence to the running ones. False if it must wait; nobody is asked again in this step.
+// Moves the first waiting sequence to the running ones. False if it must wait; nobody is asked
+// again in this step.
 bool Scheduler::AdmitFirst() {
   Sequence* sequence = waiting_.front();
   const int64_t running = static_cast<int64_t>(running_.size());
-  // A spare block for each running sequence: they will want one soon, and taking it from the newcomer would undo its work.
+  // A spare block for each running sequence: they will want one soon, and taking it from the
+  // newcomer would undo its work.
   if (running >= options_.max_running_sequences || !ledger_->Admit(*sequence, running)) {
     short_of_blocks_ = true;
     return false;

@@ -1,5 +1,5 @@
-// Decides what each step runs: continuous batching with chunked prefill under a token budget, and who gives way when blocks
-// run out.
+// Decides what each step runs: continuous batching with chunked prefill under a token budget, and
+// who gives way when blocks run out.
 #ifndef KVIST_WORKER_SCHEDULER_SCHEDULER_H_
 #define KVIST_WORKER_SCHEDULER_SCHEDULER_H_
 
@@ -15,12 +15,15 @@ namespace kvist::worker {
 class BlockLedger {
  public:
   virtual ~BlockLedger() = default;
-  // Takes what the prefix cache has of a waiting sequence and sets its stored_tokens. False, and nothing is held, if the pools
-  // cannot hold all its known tokens now with `spare_blocks` left in each. REQUIRES: nothing is held.
+  // Takes what the prefix cache has of a waiting sequence and sets its stored_tokens. False, and
+  // nothing is held, if the pools cannot hold all its known tokens now with `spare_blocks` left in
+  // each. REQUIRES: nothing is held.
   virtual bool Admit(Sequence& sequence, int64_t spare_blocks) = 0;
-  // Takes blocks for up to `tokens` beyond the stored ones. Returns how many of them have blocks now.
+  // Takes blocks for up to `tokens` beyond the stored ones. Returns how many of them have blocks
+  // now.
   virtual int64_t Grow(Sequence& sequence, int64_t tokens) = 0;
-  // Gives back all blocks of the sequence (those that are named stay cached) and sets its stored_tokens to 0.
+  // Gives back all blocks of the sequence (those that are named stay cached) and sets its
+  // stored_tokens to 0.
   virtual void Preempt(Sequence& sequence) = 0;
 };
 
@@ -38,18 +41,22 @@ struct Plan {
   int64_t preemptions = 0;
 };
 
-// A pure decision over the sequences it was given: no clock, no randomness, no KV. Order of service is priority, then arrival.
+// A pure decision over the sequences it was given: no clock, no randomness, no KV. Order of service
+// is priority, then arrival.
 //   1. Decodes first, one token each.
-//   2. The rest of the budget goes to prefill chunks and to admissions, in the order of service. Who is first in the queue and does not fit
-//      holds up those behind, so nobody starves by being passed over.
-//   3. Who needs a block when there is none takes it from the last in the order of service, never from one before itself: the first
-//      always moves on, so every sequence ends. Without one behind it, it pauses and keeps its blocks.
-// Keeps pointers to the sequences between Add and Remove. Single-threaded.
+//   2. The rest of the budget goes to prefill chunks and to admissions, in the order of service.
+//      Who is first in the queue and does not fit holds up those behind, so nobody starves by being
+//      passed over.
+//   3. Who needs a block when there is none takes it from the last in the order of service, never
+//      from one before itself: the first always moves on, so every sequence ends. Without one
+//      behind it, it pauses and keeps its blocks. Keeps pointers to the sequences between Add and
+//      Remove. Single-threaded.
 class Scheduler {
  public:
   struct Options {
     int32_t max_running_sequences = 64;
-    int64_t max_step_tokens = 256;  // REQUIRES: at least max_running_sequences, so that every decode fits
+    int64_t max_step_tokens =
+        256;  // REQUIRES: at least max_running_sequences, so that every decode fits
   };
 
   // REQUIRES: ledger outlives the scheduler.
@@ -59,8 +66,8 @@ class Scheduler {
   void Add(Sequence* sequence);
   // Forgets a sequence and marks it finished; its blocks are the caller's to give back.
   void Remove(Sequence* sequence);
-  // Fills `plan` and moves sequences between waiting and running. The caller runs the plan, then advances stored_tokens,
-  // known_tokens and state of the planned sequences.
+  // Fills `plan` and moves sequences between waiting and running. The caller runs the plan, then
+  // advances stored_tokens, known_tokens and state of the planned sequences.
   void Schedule(Plan* plan);
 
   // In order of service.
@@ -70,7 +77,8 @@ class Scheduler {
  private:
   void ScheduleDecodes(Plan* plan);
   void SchedulePrefills(Plan* plan);
-  // The best running sequence in prefill that has no chunk yet and was not found short of blocks, or null.
+  // The best running sequence in prefill that has no chunk yet and was not found short of blocks,
+  // or null.
   Sequence* NextPrefill(const Sequence* after) const;
   bool AdmitFirst();
   int64_t GrowOrPreempt(Sequence* sequence, int64_t tokens, Plan* plan);

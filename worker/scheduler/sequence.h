@@ -7,23 +7,23 @@
 namespace kvist::worker {
 
 //   waiting -> prefill -> decode -> finished
-//      ^          |  ^      |  |
-//      +----------+  +------+  |   preempted: back to waiting; nothing cached (kind none): prefill again for each token
-//      +-----------------------+   any state ends in finished on cancel, deadline or error
+//      ^          |  ^      |  | +----------+  +------+  |   preempted: back to waiting; nothing
+//      cached (kind none): prefill again for each token +-----------------------+   any state ends
+//      in finished on cancel, deadline or error
 enum class SequenceState : uint8_t {
-  kWaiting,   // holds no blocks
-  kPrefill,   // lacks the KV of some of its tokens; gives its next token when the newest is done
-  kDecode,    // gave a token in its last chunk: lacks the KV of exactly that one
+  kWaiting,  // holds no blocks
+  kPrefill,  // lacks the KV of some of its tokens; gives its next token when the newest is done
+  kDecode,   // gave a token in its last chunk: lacks the KV of exactly that one
   kFinished,
 };
 
 struct Sequence {
-  int32_t priority = 0;           // higher is served first
-  uint64_t arrival = 0;           // unique; earlier is served first among equals; kept when preempted
+  int32_t priority = 0;  // higher is served first
+  uint64_t arrival = 0;  // unique; earlier is served first among equals; kept when preempted
   SequenceState state = SequenceState::kWaiting;
-  int64_t known_tokens = 0;       // prompt and generated
-  int64_t stored_tokens = 0;      // leading tokens whose KV is in blocks
-  int64_t planned_tokens = 0;     // of this step; the scheduler's
+  int64_t known_tokens = 0;    // prompt and generated
+  int64_t stored_tokens = 0;   // leading tokens whose KV is in blocks
+  int64_t planned_tokens = 0;  // of this step; the scheduler's
 
   int64_t MissingTokens() const { return known_tokens - stored_tokens; }
 };

@@ -41,6 +41,7 @@ class Arena {
 };
 
 // An array of `count` zeroed values of a plain type in an arena of its own, 64-byte aligned.
+// Thread-compatible.
 template <typename T>
 class Buffer {
   static_assert(std::is_trivial_v<T>);

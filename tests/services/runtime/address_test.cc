@@ -25,8 +25,8 @@ TEST(AddressTest, ParsesHostAndPort) {
 }
 
 TEST(AddressTest, RefusesWhatIsNoHostAndPortAndNamesTheFlag) {
-  for (const char* bad : {"", ":", ":80", "host", "host:", "host:x", "host:80x", "host:65536", "host:-1", "::1:80",
-                          "[host]:80", "host:99999999999999999999"}) {
+  for (const char* bad : {"", ":", ":80", "host", "host:", "host:x", "host:80x", "host:65536",
+                          "host:-1", "::1:80", "[host]:80", "host:99999999999999999999"}) {
     const auto parsed = ParseHostPort(bad, "--grpc");
     ASSERT_FALSE(parsed.ok()) << bad;
     EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument);

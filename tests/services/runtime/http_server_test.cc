@@ -56,12 +56,13 @@ TEST(HttpServerTest, OtherTargetsMethodsAndBodiesAreRefused) {
                            "DELETE /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 .status,
             405);
-  EXPECT_NE(test::HttpSend(server->address(),
-                           "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123456789")
-                .status,
-            200);
-  const test::HttpAnswer head =
-      test::HttpSend(server->address(), "HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  EXPECT_NE(
+      test::HttpSend(server->address(),
+                     "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123456789")
+          .status,
+      200);
+  const test::HttpAnswer head = test::HttpSend(
+      server->address(), "HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   EXPECT_EQ(head.status, 200);
   EXPECT_EQ(head.body, "");
 }

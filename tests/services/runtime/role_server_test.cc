@@ -15,8 +15,8 @@
 namespace kvist::services {
 namespace {
 
-using ::testing::HasSubstr;
 using std::chrono::milliseconds;
+using ::testing::HasSubstr;
 
 // GetLoad fails with a given status; Drain blocks until its call is cancelled.
 class FakeWorker final : public v1::Worker::Service {

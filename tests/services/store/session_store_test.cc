@@ -150,7 +150,8 @@ TEST_P(SessionStoreTest, OfManyRacingUpdatesOneWins) {
 }
 
 TEST_P(SessionStoreTest, ListPagesInTheOrderOfIds) {
-  for (const char* id : {"c", "a", "e", "b", "d"}) ASSERT_TRUE(store_->Create(Session(id, {1})).ok());
+  for (const char* id : {"c", "a", "e", "b", "d"})
+    ASSERT_TRUE(store_->Create(Session(id, {1})).ok());
   std::string seen;
   SessionId after;
   while (true) {
@@ -171,8 +172,8 @@ TEST_P(SessionStoreTest, ExpiryFollowsTheLastUseAndSparesOpenTurns) {
   StoredSession kept = Session("kept"), expiring = Session("expiring"), open = Session("open");
   expiring.record.time_to_live_ms = 100;
   open.record.time_to_live_ms = 100;
-  open.record.open_turn = cm::OpenTurn{.id = TurnId("t"), .request = RequestId("r"),
-                                       .expires_wall_ms = 5000};
+  open.record.open_turn =
+      cm::OpenTurn{.id = TurnId("t"), .request = RequestId("r"), .expires_wall_ms = 5000};
   for (const auto& session : {kept, expiring, open}) ASSERT_TRUE(store_->Create(session).ok());
   EXPECT_TRUE(store_->DeleteExpired(2099, 10)->empty());
   EXPECT_EQ(store_->DeleteExpired(2100, 10).value(), std::vector<SessionId>{SessionId("expiring")});
@@ -219,7 +220,8 @@ TEST_P(SessionStoreTest, RandomOperationsAgreeWithAMap) {
   for (int step = 0; step < 600; ++step) {
     const std::string id = absl::StrCat("s", random() % 12);
     const auto known = model.find(id);
-    StoredSession next = Session(id, std::vector<int32_t>(random() % 20, static_cast<int32_t>(step)));
+    StoredSession next =
+        Session(id, std::vector<int32_t>(random() % 20, static_cast<int32_t>(step)));
     next.record.version = static_cast<uint64_t>(step) + 1;
     switch (random() % 4) {
       case 0:

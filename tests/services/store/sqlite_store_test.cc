@@ -15,8 +15,8 @@
 namespace kvist::services {
 namespace {
 
-using ::testing::HasSubstr;
 using absl::StatusCode;
+using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
 class SqliteStoreTest : public testing::Test {
@@ -112,7 +112,8 @@ TEST_F(SqliteStoreTest, DamageIsDataLossThatNamesTheFile) {
     const auto damaged = OpenSqliteStore({.directory = directory_});
     absl::Status status = damaged.status();
     if (status.ok()) status = (*damaged)->Get(SessionId("a"), History::kRead).status();
-    if (from == 9000 && status.ok()) continue;  // inside the tokens' own bytes: SQLite has no checksums
+    if (from == 9000 && status.ok())
+      continue;  // inside the tokens' own bytes: SQLite has no checksums
     EXPECT_EQ(status.code(), StatusCode::kDataLoss) << from << ": " << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(file_)) << from;
   }

@@ -24,8 +24,8 @@ using ::testing::HasSubstr;
 class EngineCoreTest : public testing::Test {
  protected:
   void Make() {
-    core = std::make_unique<EngineCore>(
-        options, std::make_unique<HashBackend>(backend, control), &clock);
+    core = std::make_unique<EngineCore>(options, std::make_unique<HashBackend>(backend, control),
+                                        &clock);
   }
   std::shared_ptr<RecordingSink> Add(GenerateRequest request) {
     EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
@@ -92,7 +92,8 @@ TEST_F(EngineCoreTest, ASecondRequestFindsThePrefixAndGivesTheSame) {
   auto warm = Add(request);
   RunToEnd();
   EXPECT_EQ(warm->ids, cold->ids);
-  EXPECT_EQ(warm->finished->cached_tokens, 99);  // all but the last: 6 blocks and 3 tokens of a seventh
+  EXPECT_EQ(warm->finished->cached_tokens,
+            99);  // all but the last: 6 blocks and 3 tokens of a seventh
   EXPECT_EQ(control->tokens - cold_tokens, 1u + 19u);
   EXPECT_GT(control->copies, 0u);
 }

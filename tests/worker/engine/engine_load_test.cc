@@ -1,5 +1,6 @@
-// Random mixed loads against lone answers by definition: pools far too small, shared prefixes, windows, formats, kinds,
-// priorities, sessions, cancels and deadlines; invariants after each step, and a mirror fed with the events.
+// Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
+// windows, formats, kinds, priorities, sessions, cancels and deadlines; invariants after each step,
+// and a mirror fed with the events.
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cache_manager/worker_mirror.h"
 #include "gtest/gtest.h"
 #include "tests/support/hash_backend.h"
 #include "tests/support/hash_reference.h"
@@ -24,12 +26,28 @@ using cache_manager::BlockKey;
 // What the events say, kept as simply as can be.
 class NaiveMirror {
  public:
+  // Keeps the manager's own mirror beside it.
+  void Start(const EngineState& state) {
+    cache_manager::WorkerInfo info{.id = WorkerId("w"), .block_tokens = 0};
+    for (const auto& pool : state.pools) {
+      const cache_manager::BlockPool::Options& options = pool->options();
+      info.block_tokens = static_cast<uint32_t>(options.block_tokens);
+      info.pools.push_back({.group = Numbered("group", options.id),
+                            .format = "f16",
+                            .block_tokens = info.block_tokens,
+                            .bytes_per_block = 1,
+                            .num_blocks = static_cast<uint32_t>(options.num_blocks)});
+    }
+    manager_ = std::make_unique<cache_manager::WorkerMirror>(info);
+  }
   void Drain(cache_manager::EventLog& log) {
     while (log.waiting() > 0) {
       const cache_manager::EventRun run = log.TakeBatch();
       EXPECT_EQ(run.first_seq, next_seq_);
       next_seq_ += run.events.size();
       for (const cache_manager::Event& event : run.events) {
+        const absl::Status status = manager_->Apply(event, cache_manager::ApplyMode::kInOrder);
+        ASSERT_TRUE(status.ok()) << status;
         std::visit([this](const auto& e) { Apply(e); }, event);
       }
     }
@@ -43,7 +61,10 @@ class NaiveMirror {
       }
       const auto stored = stored_.find(p);
       EXPECT_EQ(stored == stored_.end() ? std::set<BlockKey>{} : stored->second, named);
+      EXPECT_EQ(manager_->digest(static_cast<cache_manager::PoolIndex>(p)),
+                state.events.digests()[p]);
     }
+    EXPECT_TRUE(manager_->CheckInvariants().ok()) << manager_->CheckInvariants();
     EXPECT_EQ(phases_.size(), state.sessions.size());
     for (const auto& [place, chain] : chains_) {
       const auto held = state.sessions.Chain(place.first, place.second);
@@ -79,6 +100,7 @@ class NaiveMirror {
   }
   void Apply(const cache_manager::SessionPhaseChanged& e) { phases_[e.session] = e.phase; }
 
+  std::unique_ptr<cache_manager::WorkerMirror> manager_;
   uint64_t next_seq_ = 1;
   std::map<size_t, std::set<BlockKey>> stored_;
   std::map<std::pair<SessionId, uint16_t>, std::vector<BlockKey>> chains_;
@@ -91,8 +113,8 @@ struct LoadOptions {
   int requests = 60;
   int64_t longest_prompt = 120;
   int64_t most_new = 40;
-  double cancel_share = 0.0;    // of all requests; half of them by deadline
-  int64_t check_every = 1;      // steps
+  double cancel_share = 0.0;  // of all requests; half of them by deadline
+  int64_t check_every = 1;    // steps
 };
 
 struct Running {
@@ -117,8 +139,9 @@ class Load {
       EXPECT_LE(batch.slices.size(), static_cast<size_t>(engine_.max_running_sequences));
     };
     for (int i = 0; i < 4; ++i) stems_.push_back(Ids(options.longest_prompt, 100 + i));
-    core_ = std::make_unique<EngineCore>(
-        engine_, std::make_unique<HashBackend>(backend_, control_), &clock_);
+    core_ = std::make_unique<EngineCore>(engine_, std::make_unique<HashBackend>(backend_, control_),
+                                         &clock_);
+    mirror_.Start(core_->state());
   }
 
   void Run() {
@@ -153,11 +176,12 @@ class Load {
         prompt[i] = static_cast<int32_t>(Below(64));
       }
     }
-    GenerateRequest request = RequestOf(Numbered("r", number), std::move(prompt),
-                                        1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
+    GenerateRequest request =
+        RequestOf(Numbered("r", number), std::move(prompt),
+                  1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
     if (Below(2) == 0) {
-      request.sampling = {.temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f,
-                          .seed = random_()};
+      request.sampling = {
+          .temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f, .seed = random_()};
     }
     if (Below(3) == 0) request.stop.stop_ids = {static_cast<int32_t>(Below(64)), 5};
     if (Below(4) == 0) request.stop.min_new_tokens = request.stop.max_new_tokens / 2;
@@ -226,9 +250,7 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   for (uint64_t seed = 1; seed <= 30; ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
-    Load load({.seed = seed,
-               .longest_prompt = grows ? 40 : 120,
-               .most_new = grows ? 160 : 40});
+    Load load({.seed = seed, .longest_prompt = grows ? 40 : 120, .most_new = grows ? 160 : 40});
     load.Run();
     if (testing::Test::HasFatalFailure()) return;
     preemptions += load.stats().preemptions;

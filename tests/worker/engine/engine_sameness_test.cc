@@ -1,4 +1,5 @@
-// Tiny models on the CPU backend: token ids and log probabilities are equal in every bit, however a request was run.
+// Tiny models on the CPU backend: token ids and log probabilities are equal in every bit, however a
+// request was run.
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -119,16 +120,17 @@ TEST_P(EngineSamenessTest, EveryArrangementGivesTheSameAlone) {
   const GenerateRequest request = Requests()[5];
   const Answer expected = RunCold({}, request);
   ASSERT_EQ(expected.ids.size(), 29u);
-  for (const Arrangement& arrangement : std::vector<Arrangement>{{.block_tokens = 32},
-                                               {.block_tokens = 64},
-                                               {.threads = 2},
-                                               {.kernels = "scalar"},
-                                               {.max_step_tokens = 8},
-                                               {.max_step_tokens = 13},
-                                               {.max_step_tokens = 1, .max_running_sequences = 1}}) {
+  for (const Arrangement& arrangement :
+       std::vector<Arrangement>{{.block_tokens = 32},
+                                {.block_tokens = 64},
+                                {.threads = 2},
+                                {.kernels = "scalar"},
+                                {.max_step_tokens = 8},
+                                {.max_step_tokens = 13},
+                                {.max_step_tokens = 1, .max_running_sequences = 1}}) {
     EXPECT_TRUE(RunCold(arrangement, request).SameTokensAndBits(expected))
-        << "block tokens " << arrangement.block_tokens << ", threads " << arrangement.threads << ", "
-        << arrangement.kernels << ", step tokens " << arrangement.max_step_tokens;
+        << "block tokens " << arrangement.block_tokens << ", threads " << arrangement.threads
+        << ", " << arrangement.kernels << ", step tokens " << arrangement.max_step_tokens;
   }
 }
 
@@ -195,9 +197,8 @@ std::string NameOf(const ::testing::TestParamInfo<std::string>& info) {
   return name;
 }
 INSTANTIATE_TEST_SUITE_P(TinyModels, EngineSamenessTest,
-                         ::testing::Values("llama_a.Q4_1", "llama_k.Q4_K",
-                                         "qwen2_a.Q8_0", "gemma3_a.Q4_0",
-                                         "gemma3_a.F32"),
+                         ::testing::Values("llama_a.Q4_1", "llama_k.Q4_K", "qwen2_a.Q8_0",
+                                           "gemma3_a.Q4_0", "gemma3_a.F32"),
                          NameOf);
 
 }  // namespace

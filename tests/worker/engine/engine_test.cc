@@ -54,7 +54,8 @@ class WaitableSink final : public RecordingSink {
 // Holds the loop's thread inside RunBetweenSteps until opened, so that the queue fills.
 class Gate {
  public:
-  explicit Gate(Engine& engine) : holder_([this, &engine] {
+  explicit Gate(Engine& engine)
+      : holder_([this, &engine] {
           engine.RunBetweenSteps([this](EngineState&) {
             MutexLock lock(mutex_);
             entered_ = true;
@@ -86,8 +87,8 @@ class Gate {
 class EngineTest : public testing::Test {
  protected:
   void Make() {
-    engine = std::make_unique<Engine>(options, std::make_unique<HashBackend>(backend, control),
-                                      &clock);
+    engine =
+        std::make_unique<Engine>(options, std::make_unique<HashBackend>(backend, control), &clock);
     engine->Start();
   }
   void ExpectNothingActive() {
@@ -184,8 +185,7 @@ TEST_F(EngineTest, TheQueueTakesItsLimitAndRefusesOneMore) {
     Gate gate(*engine);
     for (int i = 0; i < 3; ++i) {
       sinks.push_back(std::make_shared<WaitableSink>());
-      EXPECT_TRUE(
-          engine->Submit(RequestOf(Numbered("r", i), Ids(10, i), 2), sinks.back()).ok());
+      EXPECT_TRUE(engine->Submit(RequestOf(Numbered("r", i), Ids(10, i), 2), sinks.back()).ok());
     }
     auto over = std::make_shared<WaitableSink>();
     const absl::Status status = engine->Submit(RequestOf("over", Ids(10, 9), 2), over);
@@ -267,8 +267,7 @@ TEST_F(EngineTest, StopEndsEverythingOnce) {
   std::vector<std::shared_ptr<WaitableSink>> sinks;
   for (int i = 0; i < 4; ++i) {
     sinks.push_back(std::make_shared<WaitableSink>());
-    ASSERT_TRUE(
-        engine->Submit(RequestOf(Numbered("r", i), Ids(10, i), 400), sinks.back()).ok());
+    ASSERT_TRUE(engine->Submit(RequestOf(Numbered("r", i), Ids(10, i), 400), sinks.back()).ok());
   }
   engine->Stop();
   engine->Stop();
@@ -285,8 +284,8 @@ TEST_F(EngineTest, StopEndsEverythingOnce) {
 }
 
 TEST_F(EngineTest, AnEngineThatNeverStartedStopsToo) {
-  engine = std::make_unique<Engine>(options, std::make_unique<HashBackend>(backend, control),
-                                    &clock);
+  engine =
+      std::make_unique<Engine>(options, std::make_unique<HashBackend>(backend, control), &clock);
   auto sink = std::make_shared<WaitableSink>();
   ASSERT_TRUE(engine->Submit(RequestOf("a", Ids(10, 1), 5), sink).ok());
   engine.reset();
@@ -297,9 +296,8 @@ TEST_F(EngineTest, AnEngineThatNeverStartedStopsToo) {
 TEST_F(EngineTest, OnStepFindsTheEventsOfTheStepAndMayRunWork) {
   std::atomic<uint64_t> events{0};
   options.on_step = [&] {
-    engine->RunBetweenSteps([&](EngineState& state) {
-      events += state.events.TakeBatch().events.size();
-    });
+    engine->RunBetweenSteps(
+        [&](EngineState& state) { events += state.events.TakeBatch().events.size(); });
   };
   Make();
   auto sink = std::make_shared<WaitableSink>();
@@ -329,7 +327,8 @@ TEST_F(EngineTest, ManyThreadsSubmitCancelAndLookAtTheState) {
       for (int i = 0; i < kRequests; ++i) {
         auto sink = std::make_shared<WaitableSink>();
         const std::string id = Numbered("t", t * 1000 + i);
-        GenerateRequest request = RequestOf(id, Ids(20 + static_cast<int64_t>(random() % 60), i % 5), 12);
+        GenerateRequest request =
+            RequestOf(id, Ids(20 + static_cast<int64_t>(random() % 60), i % 5), 12);
         request.session = SessionId(Numbered("s", i % 7));
         if (!engine->Submit(request, sink).ok()) {
           ++refused;

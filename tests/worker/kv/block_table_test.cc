@@ -44,9 +44,10 @@ class BlockTableTest : public testing::Test {
           log.get()));
       groups.push_back({pools.back().get(), static_cast<int32_t>(g), windows[g]});
     }
-    cache = std::make_unique<KvCache>(
-        KvFormat::kF16, std::move(groups),
-        [this](int32_t pool, int32_t from, int32_t to) { copies.push_back({pool, from, to}); });
+    cache = std::make_unique<KvCache>(KvFormat::kF16, std::move(groups),
+                                      [this](int32_t pool, int32_t from, int32_t to) {
+                                        copies.push_back({pool, from, to});
+                                      });
     root = cache_manager::RootKey({.model_fingerprint = "m", .attention = "full"});
   }
   SequenceBlocks New(Sharing sharing = Sharing::kShared) {

@@ -31,8 +31,7 @@ int32_t NaiveSample(const std::vector<float>& logits, const SamplingOptions& opt
     float& value = x[static_cast<size_t>(id)];
     value = value > 0 ? value / options.repetition_penalty : value * options.repetition_penalty;
     if (count > 0) {
-      value -= options.presence_penalty +
-               options.frequency_penalty * static_cast<float>(count);
+      value -= options.presence_penalty + options.frequency_penalty * static_cast<float>(count);
     }
   }
   for (const int32_t id : masked) x[static_cast<size_t>(id)] = -kInfinity;
@@ -91,7 +90,8 @@ SamplingOptions RandomOptions(std::mt19937_64& random, int64_t vocab) {
   auto sometimes = [&random] { return random() % 2 == 0; };
   SamplingOptions options;
   options.temperature = random() % 6 == 0 ? 0.0f : 0.05f + 2.0f * unit(random);
-  if (sometimes()) options.top_k = static_cast<int32_t>(1 + random() % static_cast<uint64_t>(vocab));
+  if (sometimes())
+    options.top_k = static_cast<int32_t>(1 + random() % static_cast<uint64_t>(vocab));
   if (sometimes()) options.top_k = std::min(options.top_k, 20);
   if (sometimes()) options.top_p = 0.02f + 0.98f * unit(random);
   if (sometimes()) options.min_p = 0.3f * unit(random);
@@ -119,9 +119,9 @@ TEST(PhiloxTest, GivesTheVectorsOfItsAuthors) {
   const uint32_t ones = 0xffffffffu;
   EXPECT_THAT(Philox4x32({ones, ones, ones, ones}, {ones, ones}),
               ElementsAre(0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu));
-  EXPECT_THAT(Philox4x32({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u},
-                         {0xa4093822u, 0x299f31d0u}),
-              ElementsAre(0xd16cfe09u, 0x94fdcceb, 0x5001e420u, 0x24126ea1u));
+  EXPECT_THAT(
+      Philox4x32({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}, {0xa4093822u, 0x299f31d0u}),
+      ElementsAre(0xd16cfe09u, 0x94fdcceb, 0x5001e420u, 0x24126ea1u));
 }
 
 TEST(PhiloxTest, EveryPartOfThePlaceMatters) {
@@ -162,8 +162,10 @@ TEST(SamplerTest, ChoosesAsASamplerThatSortsEverything) {
       TokenCounts counts;
       for (uint64_t n = random() % 20; n > 0; --n) {
         const int32_t id = static_cast<int32_t>(random() % static_cast<uint64_t>(vocab));
-        if (random() % 2 == 0) counts.AddPrompt(std::vector<int32_t>{id});
-        else counts.AddOutput(id);
+        if (random() % 2 == 0)
+          counts.AddPrompt(std::vector<int32_t>{id});
+        else
+          counts.AddOutput(id);
       }
       std::vector<int32_t> masked;
       if (vocab > 2 && random() % 2 == 0) masked = {static_cast<int32_t>(random() % 2)};
@@ -177,9 +179,8 @@ TEST(SamplerTest, ChoosesAsASamplerThatSortsEverything) {
                                                  &out);
       ASSERT_TRUE(status.ok()) << status;
       ASSERT_EQ(out.id, NaiveSample(logits, options, counts, masked, position))
-          << "vocabulary " << vocab << " round " << round << " temperature "
-          << options.temperature << " top-k " << options.top_k << " top-p " << options.top_p
-          << " min-p " << options.min_p;
+          << "vocabulary " << vocab << " round " << round << " temperature " << options.temperature
+          << " top-k " << options.top_k << " top-p " << options.top_p << " min-p " << options.min_p;
     }
   }
 }
@@ -198,8 +199,7 @@ TEST(SamplerTest, FrequenciesFollowTheProbabilities) {
   }
   std::vector<int> drawn(8);
   for (int i = 0; i < kDraws; ++i) {
-    ++drawn[static_cast<size_t>(
-        SampleOne(sampler, logits, {.temperature = 0.8f, .seed = 11}, i))];
+    ++drawn[static_cast<size_t>(SampleOne(sampler, logits, {.temperature = 0.8f, .seed = 11}, i))];
   }
   double chi_square = 0;
   for (size_t i = 0; i < 8; ++i) {
@@ -284,9 +284,8 @@ TEST(SamplerTest, NothingLeftToChooseIsAnError) {
   const std::vector<float> logits = {1.0f, 2.0f};
   const std::vector<int32_t> all = {0, 1};
   const SamplingOptions greedy;
-  EXPECT_EQ(
-      sampler.Sample({.logits = logits, .options = greedy, .masked_ids = all}, &out).code(),
-      absl::StatusCode::kInternal);
+  EXPECT_EQ(sampler.Sample({.logits = logits, .options = greedy, .masked_ids = all}, &out).code(),
+            absl::StatusCode::kInternal);
 }
 
 TEST(SamplerTest, ATinyRepetitionPenaltyStaysFinite) {

@@ -183,7 +183,8 @@ TEST_F(SchedulerTest, AVictimThatWasPlannedLeavesThePlan) {
   EXPECT_EQ(plan.preemptions, 1);
 }
 
-// Everything ends, within the budget and the blocks, whatever is asked (as long as each fits alone).
+// Everything ends, within the budget and the blocks, whatever is asked (as long as each fits
+// alone).
 TEST_F(SchedulerTest, RandomLoadsAllEndAndDecodesNeverWaitForPrompts) {
   std::mt19937 random(7);
   for (int round = 0; round < 200; ++round) {

@@ -1,7 +1,7 @@
 #include "worker/tensor/arena.h"
 
 #include <cstdint>
-#include <limits>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -18,7 +18,7 @@ TEST(ArenaTest, IsZeroedWritableAndAlignedToTheLastByte) {
     EXPECT_EQ(arena->size_bytes(), bytes);
     const uintptr_t alignment = bytes >= 2 << 20 ? 2 << 20 : 64;
     EXPECT_EQ(reinterpret_cast<uintptr_t>(arena->data()) % alignment, 0u);
-    for (const int64_t i : {int64_t{0}, bytes / 2, bytes - 1}) {
+    for (const int64_t i : std::set<int64_t>{0, bytes / 2, bytes - 1}) {
       EXPECT_EQ(arena->data()[i], std::byte{0});
       arena->data()[i] = std::byte{1};
     }

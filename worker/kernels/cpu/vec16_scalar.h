@@ -17,6 +17,7 @@ namespace {
 
 using Float4 = float __attribute__((vector_size(16)));
 using Int4 = int32_t __attribute__((vector_size(16)));
+using UnsignedInt4 = uint32_t __attribute__((vector_size(16)));
 
 struct Vec16 {
   Float4 part[4];
@@ -106,8 +107,12 @@ KVIST_INLINE Int16Lanes SelectInt(Mask16 mask, Int16Lanes yes, Int16Lanes no) {
 // a > b ? a : b, so b if either is NaN.
 KVIST_INLINE Vec16 Max(Vec16 a, Vec16 b) { return Select(Greater(a, b), a, b); }
 
+// Wraps around: the exponents of NaN and infinities are unused garbage.
 KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
-  for (int i = 0; i < 4; ++i) a.part[i] -= b.part[i];
+  for (int i = 0; i < 4; ++i) {
+    a.part[i] = reinterpret_cast<Int4>(reinterpret_cast<UnsignedInt4>(a.part[i]) -
+                                       reinterpret_cast<UnsignedInt4>(b.part[i]));
+  }
   return a;
 }
 KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
@@ -127,7 +132,9 @@ KVIST_INLINE Int16Lanes AndInt(Int16Lanes a, int32_t bits) {
 // 2^n for n of -126 .. 127; anything for other n.
 KVIST_INLINE Vec16 PowerOfTwo(Int16Lanes n) {
   Vec16 r;
-  for (int i = 0; i < 4; ++i) r.part[i] = reinterpret_cast<Float4>((n.part[i] + 127) << 23);
+  for (int i = 0; i < 4; ++i) {
+    r.part[i] = reinterpret_cast<Float4>((reinterpret_cast<UnsignedInt4>(n.part[i]) + 127u) << 23);
+  }
   return r;
 }
 KVIST_INLINE Int16Lanes HalveInt(Int16Lanes n) {

@@ -1,0 +1,374 @@
+#include "services/cache_manager/cache_manager_server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cache_manager/limits.h"
+#include "services/runtime/metrics.h"
+#include "tests/support/http_fetch.h"
+#include "tests/support/role_fixture.h"
+
+namespace kvist::services {
+namespace {
+
+using ::testing::HasSubstr;
+namespace cm = ::kvist::cache_manager;
+
+// A worker made by hand, honest unless told otherwise.
+class FakePeer {
+ public:
+  FakePeer(const std::string& address, const std::string& id, uint64_t incarnation)
+      : stub_(v1::CacheManager::NewStub(ConnectTo(address))),
+        stream_(stub_->WorkerStream(&context_)) {
+    v1::Hello* hello = hello_.mutable_hello();
+    hello->set_worker_id(id);
+    hello->set_incarnation(incarnation);
+    hello->set_protocol_version(1);
+    hello->set_model_fingerprint("model");
+    hello->set_address("127.0.0.1:1");
+    hello->set_context_tokens(100);
+    v1::Pool* pool = hello->add_pools();
+    pool->set_group("full");
+    pool->set_kv_format("f16");
+    pool->set_bytes_per_block(1000);
+    pool->set_num_blocks(100);
+    pool->set_block_tokens(16);
+  }
+  ~FakePeer() { context_.TryCancel(); }
+
+  v1::WorkerMessage& hello() { return hello_; }
+  bool Send(const v1::WorkerMessage& message) { return stream_->Write(message); }
+  bool SayHello() { return Send(hello_); }
+  bool Read(v1::ManagerMessage* message) { return stream_->Read(message); }
+  // The status with which the manager ended the stream.
+  grpc::Status End() {
+    v1::ManagerMessage message;
+    while (stream_->Read(&message)) {
+    }
+    return stream_->Finish();
+  }
+  // Answers the resync that follows a Hello with an empty snapshot.
+  void SendEmptySnapshot() {
+    v1::ManagerMessage message;
+    while (stream_->Read(&message) && !message.has_resync()) {
+    }
+    v1::WorkerMessage chunk;
+    chunk.mutable_snapshot()->set_resync_id(message.resync().resync_id());
+    chunk.mutable_snapshot()->set_last(true);
+    Send(chunk);
+    SendHeartbeat();
+  }
+  // That of a worker without events and blocks.
+  void SendHeartbeat() {
+    v1::WorkerMessage heartbeat;
+    heartbeat.mutable_heartbeat()->add_digests();
+    Send(heartbeat);
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<v1::CacheManager::Stub> stub_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::WorkerMessage, v1::ManagerMessage>> stream_;
+  v1::WorkerMessage hello_;
+};
+
+v1::WorkerMessage Stored(const std::string& key, uint32_t pool = 0) {
+  v1::WorkerMessage message;
+  message.mutable_events()->set_first_seq(1);
+  v1::BlockStored* stored = message.mutable_events()->add_events()->mutable_stored();
+  stored->set_pool(pool);
+  stored->set_key(key);
+  stored->set_parent(std::string(16, 'p'));
+  return message;
+}
+
+class CacheManagerServerTest : public testing::Test {
+ protected:
+  CacheManagerServerTest() : manager_(StartManager()), address_(manager_->server().grpc_address()) {
+    const auto channel = ConnectTo(address_);
+    stub_ = v1::CacheManager::NewStub(channel);
+    sessions_ = v1::Sessions::NewStub(channel);
+  }
+  bool IsExact(const std::string& worker) {
+    return InfoOf(*stub_, worker).confidence() == v1::EXACT;
+  }
+
+  std::unique_ptr<CacheManagerServer> manager_;
+  const std::string address_;
+  std::unique_ptr<v1::CacheManager::Stub> stub_;
+  std::unique_ptr<v1::Sessions::Stub> sessions_;
+};
+
+struct HostileMessage {
+  const char* what;
+  std::function<void(FakePeer&)> act;
+};
+
+using Act = std::function<void(FakePeer&)>;
+
+Act AfterHello(const v1::WorkerMessage& message) {
+  return [message](FakePeer& peer) {
+    peer.SayHello();
+    peer.Send(message);
+  };
+}
+
+Act WithHello(std::function<void(v1::Hello&)> spoil) {
+  return [spoil](FakePeer& peer) {
+    spoil(*peer.hello().mutable_hello());
+    peer.SayHello();
+  };
+}
+
+std::vector<HostileMessage> BadHellos() {
+  return {
+      {"events before Hello", [](FakePeer& p) { p.Send(Stored(std::string(16, 'k'))); }},
+      {"nothing in the message", [](FakePeer& p) { p.Send({}); }},
+      {"two Hellos",
+       [](FakePeer& p) {
+         p.SayHello();
+         p.SayHello();
+       }},
+      {"id with a slash", WithHello([](v1::Hello& h) { h.set_worker_id("a/b"); })},
+      {"id of 65", WithHello([](v1::Hello& h) { h.set_worker_id(std::string(65, 'x')); })},
+      {"incarnation 0", WithHello([](v1::Hello& h) { h.set_incarnation(0); })},
+      {"version 99", WithHello([](v1::Hello& h) { h.set_protocol_version(99); })},
+      {"no pools", WithHello([](v1::Hello& h) { h.clear_pools(); })},
+      {"17 pools", WithHello([](v1::Hello& h) {
+         while (h.pools_size() < 17) *h.add_pools() = h.pools(0);
+       })},
+      {"negative blocks", WithHello([](v1::Hello& h) { h.mutable_pools(0)->set_num_blocks(-1); })},
+      {"huge blocks",
+       WithHello([](v1::Hello& h) { h.mutable_pools(0)->set_num_blocks(INT32_MAX); })},
+      {"block of 17 tokens",
+       WithHello([](v1::Hello& h) { h.mutable_pools(0)->set_block_tokens(17); })},
+      {"huge model name", WithHello([](v1::Hello& h) { h.set_model_name(std::string(513, 'x')); })},
+      {"huge address", WithHello([](v1::Hello& h) { h.set_address(std::string(513, 'x')); })},
+  };
+}
+
+std::vector<HostileMessage> BadEvents() {
+  v1::WorkerMessage many_events, bad_tier = Stored(std::string(16, 'k')), zero_seq = bad_tier;
+  many_events.mutable_events()->set_first_seq(1);
+  for (size_t i = 0; i <= cm::kMaxEventsPerBatch; ++i) {
+    many_events.mutable_events()->add_events()->mutable_released()->set_session_id("s");
+  }
+  bad_tier.mutable_events()->mutable_events(0)->mutable_stored()->set_tier(
+      static_cast<v1::Tier>(3));
+  zero_seq.mutable_events()->set_first_seq(0);
+  v1::WorkerMessage odd_keys, many_keys, empty_event, digests;
+  odd_keys.mutable_events()->set_first_seq(1);
+  odd_keys.mutable_events()->add_events()->mutable_holds()->set_keys(std::string(17, 'k'));
+  many_keys.mutable_events()->set_first_seq(1);
+  v1::SessionHolds* holds = many_keys.mutable_events()->add_events()->mutable_holds();
+  holds->set_session_id("s");
+  holds->set_keys(std::string(16 * (cm::kMaxKeysPerEvent + 1), 'k'));
+  empty_event.mutable_events()->set_first_seq(1);
+  empty_event.mutable_events()->add_events();
+  for (int i = 0; i < 17; ++i) digests.mutable_heartbeat()->add_digests();
+  return {
+      {"key of 15", AfterHello(Stored(std::string(15, 'k')))},
+      {"key of 17", AfterHello(Stored(std::string(17, 'k')))},
+      {"pool that is not there", AfterHello(Stored(std::string(16, 'k'), 1))},
+      {"pool 65536", AfterHello(Stored(std::string(16, 'k'), 65536))},
+      {"tier 3", AfterHello(bad_tier)},
+      {"sequence number 0", AfterHello(zero_seq)},
+      {"4,097 events", AfterHello(many_events)},
+      {"17 bytes of keys", AfterHello(odd_keys)},
+      {"4,097 keys", AfterHello(many_keys)},
+      {"an event of no kind", AfterHello(empty_event)},
+      {"17 digests", AfterHello(digests)},
+  };
+}
+
+TEST_F(CacheManagerServerTest, HostilePeersCloseOnlyTheirOwnStream) {
+  FakePeer honest(address_, "honest", 1);
+  ASSERT_TRUE(honest.SayHello());
+  honest.SendEmptySnapshot();
+  ASSERT_TRUE(WaitFor([&] { return IsExact("honest"); }));
+  std::vector<HostileMessage> table = BadHellos();
+  for (const HostileMessage& hostile : BadEvents()) table.push_back(hostile);
+  for (const HostileMessage& hostile : table) {
+    FakePeer peer(address_, "hostile", 7);
+    hostile.act(peer);
+    const grpc::Status status = peer.End();
+    EXPECT_TRUE(status.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
+                status.error_code() == grpc::StatusCode::FAILED_PRECONDITION)
+        << hostile.what << ": " << status.error_code() << " " << status.error_message();
+    honest.SendHeartbeat();
+    EXPECT_TRUE(WaitFor([&] { return IsExact("honest"); })) << hostile.what;
+  }
+  ASSERT_TRUE(honest.Send(Stored(std::string(16, 'k'))));
+  EXPECT_TRUE(WaitFor([&] { return InfoOf(*stub_, "honest").mirrored_blocks() == 1; }));
+}
+
+TEST_F(CacheManagerServerTest, ANewStreamOfTheSameWorkerTakesTheOldOnesPlace) {
+  FakePeer first(address_, "w", 5);
+  ASSERT_TRUE(first.SayHello());
+  first.SendEmptySnapshot();
+  ASSERT_TRUE(WaitFor([&] { return IsExact("w"); }));
+  FakePeer second(address_, "w", 5);
+  ASSERT_TRUE(second.SayHello());
+  EXPECT_EQ(first.End().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  FakePeer reborn(address_, "w", 6);
+  ASSERT_TRUE(reborn.SayHello());
+  EXPECT_EQ(second.End().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  reborn.SendEmptySnapshot();
+  ASSERT_TRUE(WaitFor([&] { return IsExact("w"); }));
+  FakePeer stale(address_, "w", 5);
+  stale.SayHello();
+  EXPECT_EQ(stale.End().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(InfoOf(*stub_, "w").incarnation(), 6u);
+}
+
+TEST_F(CacheManagerServerTest, LocateTellsWhatEachWorkerHolds) {
+  FakePeer peer(address_, "w", 5);
+  ASSERT_TRUE(peer.SayHello());
+  peer.SendEmptySnapshot();
+  const std::string key(16, 'k');
+  ASSERT_TRUE(peer.Send(Stored(key)));
+  ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, "w").mirrored_blocks() == 1; }));
+  const auto locate = [&](const std::string& keys, const std::string& model) {
+    grpc::ClientContext context;
+    v1::LocateRequest request;
+    request.set_model_fingerprint(model);
+    request.set_kv_format("f16");
+    request.set_block_tokens(16);
+    request.set_keys(keys);
+    v1::LocateResponse response;
+    const grpc::Status status = stub_->Locate(&context, request, &response);
+    EXPECT_EQ(status.ok(), keys.size() % 16 == 0);
+    return response;
+  };
+  const v1::LocateResponse found = locate(key + std::string(16, 'x'), "model");
+  ASSERT_EQ(found.workers_size(), 1);
+  EXPECT_EQ(found.workers(0).matched_tokens(), 16);
+  EXPECT_EQ(found.workers(0).worker().context_tokens(), 100);
+  EXPECT_EQ(locate(std::string(16, 'x'), "model").workers(0).matched_tokens(), 0);
+  EXPECT_EQ(locate(key, "other").workers_size(), 0);
+  locate(std::string(15, 'x'), "model");
+}
+
+TEST_F(CacheManagerServerTest, BadQueriesAreInvalid) {
+  const auto code = [](const grpc::Status& status) { return status.error_code(); };
+  constexpr auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
+  {
+    grpc::ClientContext context;
+    v1::GetSessionMemoryRequest request;
+    v1::GetSessionMemoryResponse response;
+    request.set_page_size(1001);
+    EXPECT_EQ(code(stub_->GetSessionMemory(&context, request, &response)), kInvalid);
+  }
+  {
+    grpc::ClientContext context;
+    v1::GetSessionMemoryRequest request;
+    v1::GetSessionMemoryResponse response;
+    request.set_session_id("nobody");
+    EXPECT_EQ(code(stub_->GetSessionMemory(&context, request, &response)),
+              grpc::StatusCode::NOT_FOUND);
+  }
+  for (const char* token : {"x", "1:zz", "-1:00000000000000000000000000000000", ":"}) {
+    FakePeer peer(address_, "w", 5);
+    ASSERT_TRUE(peer.SayHello());
+    ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, "w").worker_id() == "w"; }));
+    grpc::ClientContext context;
+    v1::ListBlocksRequest request;
+    request.set_worker_id("w");
+    request.set_page_token(token);
+    v1::ListBlocksResponse response;
+    EXPECT_EQ(code(stub_->ListBlocks(&context, request, &response)), kInvalid) << token;
+  }
+  v1::EvictRequest nothing, no_blocks, no_worker;
+  no_blocks.mutable_count();
+  no_worker.set_worker_id("nobody");
+  no_worker.mutable_count()->set_blocks(1);
+  for (const auto& [request, expected] :
+       {std::pair(nothing, kInvalid), std::pair(no_blocks, kInvalid),
+        std::pair(no_worker, grpc::StatusCode::NOT_FOUND)}) {
+    grpc::ClientContext context;
+    v1::EvictResponse response;
+    EXPECT_EQ(code(stub_->Evict(&context, request, &response)), expected);
+  }
+}
+
+TEST_F(CacheManagerServerTest, EvictDoesNotWaitForEverForASilentWorker) {
+  FakePeer silent(address_, "silent", 5);
+  ASSERT_TRUE(silent.SayHello());
+  ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, "silent").worker_id() == "silent"; }));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  v1::EvictRequest request;
+  request.mutable_count()->set_blocks(1);
+  v1::EvictResponse response;
+  const grpc::Status status = stub_->Evict(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.outcomes_size(), 1);
+  EXPECT_EQ(response.outcomes(0).result(), v1::CommandOutcome::REFUSED);
+}
+
+TEST_F(CacheManagerServerTest, SessionsOutliveARestartAndTheStoreHasOneOwner) {
+  CacheManagerServerOptions options;
+  options.data_dir = testing::TempDir() + "manager_" + std::to_string(getpid());
+  std::filesystem::remove_all(options.data_dir);
+  auto first = StartManager(options);
+  EXPECT_EQ(CacheManagerServer::Start(options).status().code(), absl::StatusCode::kUnavailable);
+  const auto create = [](CacheManagerServer& manager) {
+    grpc::ClientContext context;
+    v1::CreateSessionRequest request;
+    request.set_id("chat");
+    v1::Session session;
+    return v1::Sessions::NewStub(manager.server().InProcessChannel())
+        ->Create(&context, request, &session)
+        .error_code();
+  };
+  EXPECT_EQ(create(*first), grpc::StatusCode::OK);
+  first.reset();
+  const auto second = StartManager(options);
+  EXPECT_EQ(create(*second), grpc::StatusCode::ALREADY_EXISTS);
+  std::filesystem::remove_all(options.data_dir);
+}
+
+TEST(CacheManagerMetricsTest, TheScrapeHasExactlyTheDeclaredNames) {
+  CacheManagerServerOptions options;
+  options.server.metrics_address = "127.0.0.1:0";
+  const auto manager = StartManager(options);
+  FakePeer peer(manager->server().grpc_address(), "w", 5);
+  ASSERT_TRUE(peer.SayHello());
+  std::set<std::string> declared;
+  for (const MetricDescription& row : DeclaredMetrics()) {
+    if (row.role == MetricRole::kCacheManager) declared.insert(row.name);
+  }
+  std::set<std::string> scraped;
+  EXPECT_TRUE(WaitFor([&] {  // the worker's row comes with the next tick
+    const std::string body = test::HttpGet(manager->server().metrics_address(), "/metrics").body;
+    const std::string mark = "# TYPE ";
+    for (size_t at = body.find(mark); at != std::string::npos; at = body.find(mark, at + 1)) {
+      const size_t name = at + mark.size();
+      scraped.insert(body.substr(name, body.find(' ', name) - name));
+    }
+    return scraped.size() >= declared.size();
+  }));
+  EXPECT_EQ(scraped, declared);
+}
+
+TEST(CacheManagerShutdownTest, ItDoesNotWaitForWorkersThatStay) {
+  const auto manager = StartManager();
+  FakePeer peer(manager->server().grpc_address(), "w", 5);
+  ASSERT_TRUE(peer.SayHello());
+  v1::ManagerMessage welcome;
+  ASSERT_TRUE(peer.Read(&welcome));
+  const auto begin = std::chrono::steady_clock::now();
+  manager->Shutdown(std::chrono::minutes(5));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(1));
+  EXPECT_FALSE(peer.End().ok());
+}
+
+}  // namespace
+}  // namespace kvist::services

@@ -1,0 +1,282 @@
+#include "services/cache_manager/turn_book.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cache_manager/limits.h"
+#include "common/base/status.h"
+#include "services/cache_manager/limits.h"
+
+namespace kvist::services {
+namespace {
+
+using absl::StatusCode;
+
+// Wall time that a test moves.
+class StepClock final : public Clock {
+ public:
+  MonotonicTime Now() const override { return MonotonicTime(std::chrono::milliseconds(ms)); }
+  std::chrono::system_clock::time_point WallNow() const override {
+    return std::chrono::system_clock::time_point(std::chrono::milliseconds(ms));
+  }
+  std::atomic<int64_t> ms{1'000'000};
+};
+
+class TurnBookTest : public testing::Test {
+ protected:
+  TurnBookTest() : metrics_(registry_) {
+    store_ = *OpenSqliteStore({});
+    book_ = std::make_unique<TurnBook>(store_.get(), &clock_, &metrics_);
+  }
+  absl::Status CreateSession(const std::string& id, int64_t ttl_seconds = 1000) {
+    v1::CreateSessionRequest request;
+    request.set_id(id);
+    request.set_ttl_seconds(ttl_seconds);
+    return book_->Create(request).status();
+  }
+  absl::StatusOr<v1::BeginTurnResponse> Begin(const std::string& turn,
+                                              const std::string& model = "m") {
+    v1::BeginTurnRequest request;
+    request.set_session_id("s");
+    request.set_turn_id(turn);
+    request.set_request_id(absl::StrCat("r-", turn));
+    request.set_request(absl::StrCat("replay of ", turn));
+    request.set_seed(0xffffffffffffffff);
+    request.set_model_fingerprint(model);
+    return book_->BeginTurn(request);
+  }
+  v1::EndTurnRequest EndRequest(const std::string& turn, const std::vector<int32_t>& ids,
+                                int64_t prompt) {
+    v1::EndTurnRequest request;
+    request.set_session_id("s");
+    request.set_turn_id(turn);
+    request.mutable_appended_ids()->Add(ids.begin(), ids.end());
+    request.set_prompt_ids(prompt);
+    request.set_reason(v1::STOP);
+    return request;
+  }
+  absl::StatusOr<v1::EndTurnResponse> End(const std::string& turn, const std::vector<int32_t>& ids,
+                                          int64_t prompt) {
+    return book_->EndTurn(EndRequest(turn, ids, prompt));
+  }
+  v1::Session Session() {
+    v1::GetSessionRequest request;
+    request.set_id("s");
+    request.set_include_history(true);
+    const auto session = book_->Get(request);
+    EXPECT_TRUE(session.ok()) << session.status();
+    return session.ok() ? *session : v1::Session();
+  }
+  absl::StatusOr<v1::GetTurnResponse> Turn(const std::string& turn) {
+    v1::GetTurnRequest request;
+    request.set_session_id("s");
+    request.set_turn_id(turn);
+    return book_->GetTurn(request);
+  }
+  static std::vector<int32_t> Ids(const google::protobuf::RepeatedField<int32_t>& ids) {
+    return {ids.begin(), ids.end()};
+  }
+
+  StepClock clock_;
+  prometheus::Registry registry_;
+  ManagerMetrics metrics_;
+  std::unique_ptr<SessionStore> store_;
+  std::unique_ptr<TurnBook> book_;
+};
+
+TEST_F(TurnBookTest, TurnsAppendToTheHistory) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  const auto first = Begin("t1");
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->history_ids_size(), 0);
+  EXPECT_EQ(Session().open_turn_id(), "t1");
+  const auto ended = End("t1", {1, 2, 3, 4}, 2);
+  ASSERT_TRUE(ended.ok()) << ended.status();
+  EXPECT_EQ(ended->history_tokens(), 4);
+  EXPECT_GT(ended->version(), first->version());
+  const auto second = Begin("t2");
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(Ids(second->history_ids()), (std::vector<int32_t>{1, 2, 3, 4}));
+  ASSERT_TRUE(End("t2", {5}, 1).ok());
+  const v1::Session session = Session();
+  EXPECT_EQ(Ids(session.history_ids()), (std::vector<int32_t>{1, 2, 3, 4, 5}));
+  EXPECT_EQ(session.turns(), 2u);
+  EXPECT_EQ(session.model_fingerprint(), "m");
+  EXPECT_EQ(session.open_turn_id(), "");
+}
+
+TEST_F(TurnBookTest, ASecondTurnAtOnceIsAborted) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  EXPECT_EQ(Begin("t2").status().code(), StatusCode::kAborted);
+  EXPECT_EQ(End("t2", {1}, 1).status().code(), StatusCode::kAborted);
+  ASSERT_TRUE(End("t1", {1}, 1).ok());
+  EXPECT_TRUE(Begin("t2").ok());
+}
+
+TEST_F(TurnBookTest, OfManyThreadsOneOpensTheTurn) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  std::atomic<int> opened{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      const auto begun = Begin(absl::StrCat("t", i));
+      opened += begun.ok();
+      EXPECT_TRUE(begun.ok() || absl::IsAborted(begun.status())) << begun.status();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(opened, 1);
+}
+
+TEST_F(TurnBookTest, RetriesOfBeginAndEndChangeNothingTwice) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  const auto first = End("t1", {1, 2}, 1);
+  const auto again = End("t1", {1, 2}, 1);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(first->version(), again->version());
+  EXPECT_EQ(Session().history_tokens(), 2);
+  EXPECT_EQ(Session().turns(), 1u);
+}
+
+TEST_F(TurnBookTest, ADiscardedTurnLeavesNoTrace) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  v1::EndTurnRequest discard = EndRequest("t1", {}, 0);
+  discard.set_discard(true);
+  ASSERT_TRUE(book_->EndTurn(discard).ok());
+  EXPECT_EQ(Session().open_turn_id(), "");
+  EXPECT_EQ(Session().turns(), 0u);
+  EXPECT_EQ(book_->EndTurn(discard).status().code(), StatusCode::kAborted);
+}
+
+TEST_F(TurnBookTest, GetTurnTellsWhatAReplayNeeds) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  EXPECT_EQ(Turn("").status().code(), StatusCode::kNotFound);
+  ASSERT_TRUE(Begin("t1").ok());
+  ASSERT_TRUE(End("t1", {1, 2, 3}, 1).ok());
+  ASSERT_TRUE(Begin("t2").ok());
+  const auto open = Turn("t2");
+  ASSERT_TRUE(open.ok());
+  EXPECT_TRUE(open->open());
+  EXPECT_EQ(open->request(), "replay of t2");
+  EXPECT_EQ(open->seed(), 0xffffffffffffffff);
+  EXPECT_EQ(open->history_ids_size(), 3);
+  EXPECT_TRUE(Turn("")->open());
+  const auto ended = Turn("t1");
+  ASSERT_TRUE(ended.ok());
+  EXPECT_FALSE(ended->open());
+  EXPECT_EQ(Ids(ended->generated_ids()), (std::vector<int32_t>{2, 3}));
+  EXPECT_EQ(Ids(ended->history_ids()), (std::vector<int32_t>{1}));
+  EXPECT_EQ(ended->reason(), v1::STOP);
+  EXPECT_EQ(Turn("t0").status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(TurnBookTest, ATurnWhoseLeasePassedMakesRoom) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  clock_.ms += kDefaultTurnLeaseMs - 1;
+  EXPECT_EQ(Begin("t2").status().code(), StatusCode::kAborted);
+  clock_.ms += 1;
+  ASSERT_TRUE(Begin("t2").ok());
+  EXPECT_EQ(End("t1", {1}, 1).status().code(), StatusCode::kAborted);
+  EXPECT_TRUE(End("t2", {1}, 1).ok());
+}
+
+TEST_F(TurnBookTest, AnotherModelIsRefusedUntilReset) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  ASSERT_TRUE(End("t1", {1}, 1).ok());
+  EXPECT_EQ(Begin("t2", "other").status().code(), StatusCode::kFailedPrecondition);
+  v1::ResetSessionRequest reset;
+  reset.set_id("s");
+  ASSERT_TRUE(book_->Reset(reset).ok());
+  EXPECT_TRUE(Begin("t2", "other").ok());
+}
+
+TEST_F(TurnBookTest, TruncateCutsByVersionAndNotDuringATurn) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  v1::TruncateSessionRequest cut;
+  cut.set_id("s");
+  cut.set_keep_tokens(2);
+  EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kAborted);
+  ASSERT_TRUE(End("t1", {1, 2, 3}, 1).ok());
+  cut.set_expected_version(Session().version() + 1);
+  EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kAborted);
+  cut.set_expected_version(Session().version());
+  ASSERT_TRUE(book_->Truncate(cut).ok());
+  EXPECT_EQ(Ids(Session().history_ids()), (std::vector<int32_t>{1, 2}));
+  cut.clear_expected_version();
+  cut.set_keep_tokens(3);
+  EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kOutOfRange);
+  cut.set_keep_tokens(-1);
+  EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(TurnBookTest, ExpiredSessionsAreNotFoundAndErased) {
+  ASSERT_TRUE(CreateSession("s", 10).ok());
+  clock_.ms += 9'999;
+  EXPECT_TRUE(book_->DeleteExpired().empty());
+  EXPECT_EQ(Session().id(), "s");
+  clock_.ms += 1;
+  EXPECT_EQ(Begin("t1").status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(book_->List(v1::ListSessionsRequest())->sessions_size(), 0);
+  EXPECT_EQ(book_->DeleteExpired(), std::vector<SessionId>{SessionId("s")});
+  EXPECT_EQ(book_->Count().value(), 0);
+}
+
+TEST_F(TurnBookTest, ListPages) {
+  for (const char* id : {"c", "a", "b"}) ASSERT_TRUE(CreateSession(id).ok());
+  v1::ListSessionsRequest request;
+  request.set_page_size(2);
+  const auto first = book_->List(request);
+  ASSERT_EQ(first->sessions_size(), 2);
+  EXPECT_EQ(first->sessions(0).id(), "a");
+  request.set_page_token(first->next_page_token());
+  const auto second = book_->List(request);
+  ASSERT_EQ(second->sessions_size(), 1);
+  EXPECT_EQ(second->sessions(0).id(), "c");
+  EXPECT_EQ(second->next_page_token(), "");
+}
+
+TEST_F(TurnBookTest, BadFieldsAreNamed) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  EXPECT_EQ(CreateSession("a/b").code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(CreateSession(std::string(64, 'x')).code(), StatusCode::kOk);
+  EXPECT_EQ(DetailsOf(CreateSession(std::string(65, 'x'))).field, "id");
+  EXPECT_EQ(DetailsOf(CreateSession("t", 0)).field, "ttl_seconds");
+  EXPECT_EQ(CreateSession("t", kMaxTtlSeconds).code(), StatusCode::kOk);
+  EXPECT_EQ(DetailsOf(CreateSession("u", kMaxTtlSeconds + 1)).field, "ttl_seconds");
+  EXPECT_EQ(CreateSession("s").code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(DetailsOf(Begin("").status()).field, "turn_id");
+  EXPECT_EQ(DetailsOf(Begin("t", "").status()).field, "model_fingerprint");
+  ASSERT_TRUE(Begin("t").ok());
+  EXPECT_EQ(DetailsOf(End("t", {1}, 2).status()).field, "prompt_ids");
+  EXPECT_EQ(DetailsOf(End("t", {1}, -1).status()).field, "prompt_ids");
+  EXPECT_EQ(End("t", {-1}, 1).status().code(), StatusCode::kInvalidArgument);
+  v1::EndTurnRequest end = EndRequest("t", {1}, 1);
+  end.set_reason(static_cast<v1::FinishReason>(77));
+  EXPECT_EQ(DetailsOf(book_->EndTurn(end).status()).field, "reason");
+  EXPECT_EQ(
+      End("t", std::vector<int32_t>(cache_manager::kMaxSessionTokens + 1, 1), 1).status().code(),
+      StatusCode::kOutOfRange);
+  EXPECT_TRUE(End("t", std::vector<int32_t>(cache_manager::kMaxSessionTokens, 1), 1).ok());
+  v1::BeginTurnRequest huge;
+  huge.set_session_id("s");
+  huge.set_turn_id("t9");
+  huge.set_request_id("r");
+  huge.set_model_fingerprint("m");
+  huge.set_request(std::string(kMaxOpenRequestBytes + 1, 'x'));
+  EXPECT_EQ(DetailsOf(book_->BeginTurn(huge).status()).field, "request");
+}
+
+}  // namespace
+}  // namespace kvist::services
