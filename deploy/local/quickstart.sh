@@ -116,7 +116,9 @@ if [ "$model" = gemma3 ]; then
 else
   say "Question: Write a short story about a red cat."
   say ""
-  story=$(generate "Write a short story about a red cat." --chat --seed 1 --max-new-tokens 300)
+  # A small model repeats itself without a penalty.
+  story=$(generate "Write a short story about a red cat." --chat --seed 1 --max-new-tokens 400 \
+    --temperature 0.2 --repetition-penalty 1.1)
 fi
 say ""
 
