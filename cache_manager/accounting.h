@@ -68,8 +68,8 @@ struct ListedBlock {
 struct ListBlocksQuery {
   WorkerId worker;
   PoolIndex pool = 0;
-  BlockKey after;    // of the last page's last block; empty: from the start
-  size_t limit = 0;  // 1 .. kMaxPageItems
+  BlockKey after;           // of the last page's last block; empty: from the start
+  size_t limit = 0;         // 1 .. kMaxPageItems
   bool stored_only = true;  // else also those that are only in chains
 };
 

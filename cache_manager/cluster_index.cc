@@ -29,8 +29,10 @@ class PrefixMatch {
       const PoolSpec& spec = entry.info.pools[i];
       if (spec.format != query.format || spec.block_tokens != query.block_tokens) continue;
       served_ = true;
-      if (spec.window_tokens > 0) windowed_.push_back(static_cast<PoolIndex>(i));
-      else full_.push_back(static_cast<PoolIndex>(i));
+      if (spec.window_tokens > 0)
+        windowed_.push_back(static_cast<PoolIndex>(i));
+      else
+        full_.push_back(static_cast<PoolIndex>(i));
     }
   }
 
@@ -94,19 +96,26 @@ class PrefixMatch {
 
 std::string_view ConfidenceName(Confidence confidence) {
   switch (confidence) {
-    case Confidence::kExact: return "exact";
-    case Confidence::kLagging: return "lagging";
-    case Confidence::kResync: return "resync";
-    case Confidence::kBlind: return "blind";
+    case Confidence::kExact:
+      return "exact";
+    case Confidence::kLagging:
+      return "lagging";
+    case Confidence::kResync:
+      return "resync";
+    case Confidence::kBlind:
+      return "blind";
   }
   return "unknown";
 }
 
 std::string_view LivenessName(Liveness liveness) {
   switch (liveness) {
-    case Liveness::kAlive: return "alive";
-    case Liveness::kSuspect: return "suspect";
-    case Liveness::kLost: return "lost";
+    case Liveness::kAlive:
+      return "alive";
+    case Liveness::kSuspect:
+      return "suspect";
+    case Liveness::kLost:
+      return "lost";
   }
   return "unknown";
 }

@@ -35,15 +35,15 @@ struct WorkerEntry {
   std::unique_ptr<WorkerMirror> mirror;  // never null
   bool has_snapshot = false;             // the mirror was whole once
   bool in_resync = false;
-  bool verified = false;                 // digests were equal since the last doubt
-  bool refused = false;                  // its address refuses connections
+  bool verified = false;  // digests were equal since the last doubt
+  bool refused = false;   // its address refuses connections
   bool connected = false;
   int64_t last_heard_ms = 0;
-  uint64_t last_seq = 0;                 // newest event that the mirror has
+  uint64_t last_seq = 0;  // newest event that the mirror has
   WorkerLoad load;
   int64_t load_at_ms = 0;
-  uint64_t resyncs = 0;                  // since this manager started
-  uint64_t drifts = 0;                   // of them, found by digests or contradictions
+  uint64_t resyncs = 0;  // since this manager started
+  uint64_t drifts = 0;   // of them, found by digests or contradictions
 
   Confidence ConfidenceAt(int64_t now_ms) const;
   Liveness LivenessAt(int64_t now_ms) const;

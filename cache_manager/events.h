@@ -16,7 +16,12 @@ namespace kvist::cache_manager {
 
 enum class Tier : uint8_t { kDevice, kHost, kDisk };
 enum class EvictionCause : uint8_t {
-  kCapacity, kQuota, kRetentionEnded, kClosed, kDrained, kCommand
+  kCapacity,
+  kQuota,
+  kRetentionEnded,
+  kClosed,
+  kDrained,
+  kCommand
 };
 inline constexpr size_t kNumTiers = 3;
 inline constexpr size_t kNumEvictionCauses = 6;

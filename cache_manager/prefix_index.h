@@ -27,7 +27,7 @@ class PrefixIndex {
   struct Entry {
     BlockKey key;
     BlockKey parent;
-    int32_t num_tokens = 0;  // 0: not in the index
+    int32_t num_tokens = 0;                         // 0: not in the index
     BlockIndex newer = kNoBlock, older = kNoBlock;  // siblings by time of insertion
   };
   struct Agreement {
@@ -65,8 +65,8 @@ class PrefixIndex {
   Entry& mutable_entry(BlockIndex block) { return entries_[static_cast<size_t>(block)]; }
 
   const Shape shape_;
-  std::vector<Entry> entries_;    // [num_blocks]
-  std::vector<int32_t> tokens_;   // [num_blocks, block_tokens]
+  std::vector<Entry> entries_;   // [num_blocks]
+  std::vector<int32_t> tokens_;  // [num_blocks, block_tokens]
   absl::flat_hash_map<BlockKey, BlockIndex> by_key_;
   absl::flat_hash_map<BlockKey, BlockIndex> newest_child_;  // by parent
 };

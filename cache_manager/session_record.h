@@ -37,9 +37,9 @@ struct SessionRecord {
   uint64_t version = 0;            // rises by one with every stored change
   int64_t created_wall_ms = 0;
   int64_t last_used_wall_ms = 0;
-  int64_t time_to_live_ms = 0;     // after the last use; 0: kept until deleted
+  int64_t time_to_live_ms = 0;  // after the last use; 0: kept until deleted
   TurnFinish last_finish = TurnFinish::kNone;
-  TurnId last_turn;                // ended last: a repeated EndTurn is recognised by it
+  TurnId last_turn;  // ended last: a repeated EndTurn is recognised by it
   std::optional<OpenTurn> open_turn;
 
   friend bool operator==(const SessionRecord&, const SessionRecord&) = default;

@@ -52,9 +52,7 @@ struct SessionTable::State {
   // Releases what changed longest ago and is not active, `keep` excepted. False if there is none.
   bool ReleaseOldest(const SessionId& keep);
   void Release(Record& record);
-  void Touch(Record& record) {
-    by_change.splice(by_change.end(), by_change, record.by_change);
-  }
+  void Touch(Record& record) { by_change.splice(by_change.end(), by_change, record.by_change); }
   // Runs `change` on one holding and keeps the digest.
   template <typename Change>
   void ChangeHolding(const SessionId& session, PoolIndex pool, PoolHolding& holding,
@@ -118,8 +116,7 @@ void SessionTable::State::Release(Record& record) {
   log->Append(SessionReleased{session});
 }
 
-SessionTable::SessionTable(size_t max_sessions, EventLog* log)
-    : state_(std::make_unique<State>()) {
+SessionTable::SessionTable(size_t max_sessions, EventLog* log) : state_(std::make_unique<State>()) {
   KVIST_CHECK(max_sessions > 0 && max_sessions <= kMaxSessionsPerWorker && log != nullptr);
   state_->max_sessions = max_sessions;
   state_->log = log;

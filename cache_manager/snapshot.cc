@@ -67,8 +67,8 @@ size_t SnapshotBuilder::ReadSessionPart(std::vector<Event>& out, size_t max_keys
   const SessionTable::Holding holding = sources_.sessions->HoldingAt(slot_, pool);
   if (part_ % 2 == 1) {
     if (holding.partial_blocks > 0 || holding.reserved_blocks > 0) {
-      out.push_back(SessionUnnamed{facts->session, pool, holding.partial_blocks,
-                                   holding.reserved_blocks});
+      out.push_back(
+          SessionUnnamed{facts->session, pool, holding.partial_blocks, holding.reserved_blocks});
     }
     ++part_;
     return 1;

@@ -51,14 +51,14 @@ class SnapshotBuilder {
 
   const Sources sources_;
   const uint64_t base_seq_;
-  size_t pool_ = 0;      // of the next block slot
+  size_t pool_ = 0;  // of the next block slot
   BlockIndex block_ = 0;
-  size_t slot_ = 0;      // of the next session part
+  size_t slot_ = 0;  // of the next session part
   // Even: the chain in pool part_ / 2 from key_ on. Odd: its unnamed counts. After all pools: the
   // phase.
   size_t part_ = 0;
   size_t key_ = 0;
-  SessionId session_;    // whose parts before part_ were read
+  SessionId session_;  // whose parts before part_ were read
 };
 
 }  // namespace kvist::cache_manager

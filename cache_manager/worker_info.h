@@ -12,9 +12,9 @@ namespace kvist::cache_manager {
 
 // One pool: the layers of one group in one KV format.
 struct PoolSpec {
-  std::string group;             // "full", "window=512"
-  std::string format;            // "f16", "q8"
-  uint32_t window_tokens = 0;    // 0: full attention, every earlier block is needed
+  std::string group;           // "full", "window=512"
+  std::string format;          // "f16", "q8"
+  uint32_t window_tokens = 0;  // 0: full attention, every earlier block is needed
   uint32_t block_tokens = 0;
   uint64_t bytes_per_block = 0;  // all layers of the group
   uint32_t num_blocks = 0;

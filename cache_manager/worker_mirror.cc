@@ -227,9 +227,8 @@ absl::Status WorkerMirror::ApplyOne(const SessionPhaseChanged& event, ApplyMode 
   if (was_active == is_active) return absl::OkStatus();
   for (size_t i = 0; i < pools_.size(); ++i) {
     for (const BlockKey& key : session.pools[i].keys) {
-      ChangeBlock(pools_[i], key, [&](MirrorBlock& block) {
-        block.active_holders += is_active ? 1u : ~0u;
-      });
+      ChangeBlock(pools_[i], key,
+                  [&](MirrorBlock& block) { block.active_holders += is_active ? 1u : ~0u; });
     }
   }
   return absl::OkStatus();

@@ -174,14 +174,13 @@ absl::Status ManagerSide::OnMessage(Peer& peer, EventBatch& batch, int64_t now_m
 
 absl::Status ManagerSide::ApplyOne(Peer& peer, const Event& event) {
   const bool replay = peer.next_seq <= peer.replay_through;
-  KVIST_RETURN_IF_ERROR(peer.entry->mirror->Apply(
-      event, replay ? ApplyMode::kReplay : ApplyMode::kInOrder));
+  KVIST_RETURN_IF_ERROR(
+      peer.entry->mirror->Apply(event, replay ? ApplyMode::kReplay : ApplyMode::kInOrder));
   peer.entry->last_seq = peer.next_seq++;
   return absl::OkStatus();
 }
 
-absl::Status ManagerSide::ApplyInOrder(Peer& peer, EventBatch& batch, size_t skip,
-                                       int64_t now_ms) {
+absl::Status ManagerSide::ApplyInOrder(Peer& peer, EventBatch& batch, size_t skip, int64_t now_ms) {
   for (size_t i = skip; i < batch.events.size(); ++i) {
     const absl::Status status = ApplyOne(peer, batch.events[i]);
     if (status.ok()) continue;
@@ -332,9 +331,9 @@ void ManagerSide::Tick(int64_t now_ms) {
 
 void ManagerSide::RefuseCommands(Peer& peer, const char* reason) {
   for (const auto& [request, command] : peer.commands) {
-    outcomes_.push_back({peer.entry->info.id, CommandOutcome{.request = request,
-                                                             .result = CommandResult::kRefused,
-                                                             .reason = reason}});
+    outcomes_.push_back(
+        {peer.entry->info.id,
+         CommandOutcome{.request = request, .result = CommandResult::kRefused, .reason = reason}});
   }
   peer.commands.clear();
 }

@@ -61,7 +61,7 @@ class WorkerSide {
   std::optional<SnapshotBuilder> snapshot_;
   uint64_t resync_id_ = 0;
   uint32_t next_chunk_ = 0;
-  uint64_t intent_version_ = 0;  // newest seen
+  uint64_t intent_version_ = 0;          // newest seen
   std::deque<CommandOutcome> outcomes_;  // to send
   absl::flat_hash_map<RequestId, CommandOutcome> executed_;
   std::deque<RequestId> executed_order_;  // oldest first

@@ -9,7 +9,7 @@
 namespace kvist::services {
 
 AttemptStream::AttemptStream(v1::Worker::StubInterface* stub,
-                           const v1::WorkerGenerateRequest& request, const Options& options)
+                             const v1::WorkerGenerateRequest& request, const Options& options)
     : max_buffered_bytes_(options.max_buffered_bytes), request_(request) {
   context_.set_deadline(options.deadline);
   stub->async()->Generate(&context_, &request_, this);
@@ -32,7 +32,7 @@ AttemptStream::~AttemptStream() {
 }
 
 AttemptStream::Event AttemptStream::Next(MonotonicTime until, v1::WorkerGenerateResponse* message,
-                                       absl::Status* status) {
+                                         absl::Status* status) {
   bool read = false;
   {
     MutexLock lock(mutex_);

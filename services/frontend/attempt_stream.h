@@ -27,7 +27,7 @@ class AttemptStream final : private grpc::ClientReadReactor<v1::WorkerGenerateRe
   };
   // REQUIRES: the stub's channel outlives the stream.
   AttemptStream(v1::Worker::StubInterface* stub, const v1::WorkerGenerateRequest& request,
-               const Options& options);
+                const Options& options);
   ~AttemptStream() override;
 
   enum class Event { kMessage, kEnd, kTimeout };

@@ -26,8 +26,7 @@ grpc::Status Pass(FrontendState* state, grpc::ServerContext* context,
 }  // namespace
 
 grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
-                                     const v1::CreateSessionRequest* request,
-                                     v1::Session* response) {
+                                   const v1::CreateSessionRequest* request, v1::Session* response) {
   absl::Status valid =
       request->id().empty() ? absl::OkStatus() : ValidateNewSessionId(request->id());
   if (valid.ok()) {
@@ -38,27 +37,27 @@ grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
   return Pass(state_, context, &SessionsStub::Create, *request, response);
 }
 
-grpc::Status SessionsProxy::Get(grpc::ServerContext* context,
-                                  const v1::GetSessionRequest* request, v1::Session* response) {
+grpc::Status SessionsProxy::Get(grpc::ServerContext* context, const v1::GetSessionRequest* request,
+                                v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Get, *request, response);
 }
 
 grpc::Status SessionsProxy::List(grpc::ServerContext* context,
-                                   const v1::ListSessionsRequest* request,
-                                   v1::ListSessionsResponse* response) {
+                                 const v1::ListSessionsRequest* request,
+                                 v1::ListSessionsResponse* response) {
   return Pass(state_, context, &SessionsStub::List, *request, response);
 }
 
 grpc::Status SessionsProxy::Reset(grpc::ServerContext* context,
-                                    const v1::ResetSessionRequest* request, v1::Session* response) {
+                                  const v1::ResetSessionRequest* request, v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Reset, *request, response);
 }
 
 grpc::Status SessionsProxy::Truncate(grpc::ServerContext* context,
-                                       const v1::TruncateSessionRequest* request,
-                                       v1::Session* response) {
+                                     const v1::TruncateSessionRequest* request,
+                                     v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   if (request->keep_tokens() < 0) {
     return ToGrpc(InvalidField("keep_tokens", "must not be negative"), context);
@@ -67,8 +66,8 @@ grpc::Status SessionsProxy::Truncate(grpc::ServerContext* context,
 }
 
 grpc::Status SessionsProxy::Delete(grpc::ServerContext* context,
-                                     const v1::DeleteSessionRequest* request,
-                                     v1::DeleteSessionResponse* response) {
+                                   const v1::DeleteSessionRequest* request,
+                                   v1::DeleteSessionResponse* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   const grpc::Status status = Pass(state_, context, &SessionsStub::Delete, *request, response);
   if (status.ok()) state_->running_turns.CancelSession(request->id());
@@ -76,31 +75,30 @@ grpc::Status SessionsProxy::Delete(grpc::ServerContext* context,
 }
 
 grpc::Status MemoryProxy::ListWorkers(grpc::ServerContext* context,
-                                        const v1::ListWorkersRequest* request,
-                                        v1::ListWorkersResponse* response) {
+                                      const v1::ListWorkersRequest* request,
+                                      v1::ListWorkersResponse* response) {
   return Pass(state_, context, &ManagerStub::ListWorkers, *request, response);
 }
 
 grpc::Status MemoryProxy::GetSessionMemory(grpc::ServerContext* context,
-                                             const v1::GetSessionMemoryRequest* request,
-                                             v1::GetSessionMemoryResponse* response) {
+                                           const v1::GetSessionMemoryRequest* request,
+                                           v1::GetSessionMemoryResponse* response) {
   return Pass(state_, context, &ManagerStub::GetSessionMemory, *request, response);
 }
 
 grpc::Status MemoryProxy::ListBlocks(grpc::ServerContext* context,
-                                       const v1::ListBlocksRequest* request,
-                                       v1::ListBlocksResponse* response) {
+                                     const v1::ListBlocksRequest* request,
+                                     v1::ListBlocksResponse* response) {
   return Pass(state_, context, &ManagerStub::ListBlocks, *request, response);
 }
 
-grpc::Status MemoryProxy::GetStats(grpc::ServerContext* context,
-                                     const v1::GetStatsRequest* request,
-                                     v1::GetStatsResponse* response) {
+grpc::Status MemoryProxy::GetStats(grpc::ServerContext* context, const v1::GetStatsRequest* request,
+                                   v1::GetStatsResponse* response) {
   return Pass(state_, context, &ManagerStub::GetStats, *request, response);
 }
 
 grpc::Status MemoryProxy::Evict(grpc::ServerContext* context, const v1::EvictRequest* request,
-                                  v1::EvictResponse* response) {
+                                v1::EvictResponse* response) {
   return Pass(state_, context, &ManagerStub::Evict, *request, response);
 }
 

@@ -124,9 +124,9 @@ class Relay {
     request.mutable_generated_ids()->Add(result_.generated.begin(), result_.generated.end());
     const auto left = request_.deadline - clock_.Now() + kDeadlineSlack;
     AttemptStream stream(worker.stub.get(), request,
-                        {.deadline = std::chrono::system_clock::now() +
-                                     std::chrono::duration_cast<std::chrono::microseconds>(left),
-                         .max_buffered_bytes = options_.max_buffered_bytes});
+                         {.deadline = std::chrono::system_clock::now() +
+                                      std::chrono::duration_cast<std::chrono::microseconds>(left),
+                          .max_buffered_bytes = options_.max_buffered_bytes});
     finished_.reset();
     MonotonicTime heard = clock_.Now();
     v1::WorkerGenerateResponse message;

@@ -19,8 +19,8 @@
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
 #include "proto/kvist/v1/worker.grpc.pb.h"
-#include "services/frontend/in_flight.h"
 #include "services/frontend/attempt_stream.h"
+#include "services/frontend/in_flight.h"
 
 namespace kvist::services {
 

@@ -17,8 +17,8 @@ std::string Hex(const std::string& bytes) {
 }
 
 KeyScope Scope() {
-  return {.model_fingerprint = "model", .attention = "full", .block_tokens = 4,
-          .tenant_salt = "salt"};
+  return {
+      .model_fingerprint = "model", .attention = "full", .block_tokens = 4, .tenant_salt = "salt"};
 }
 
 // Computed apart: hashlib.sha256(bytes(16) + struct.pack("<4i", 1, 2, 3, -1)).hexdigest()[:32].

@@ -217,16 +217,32 @@ class RandomPool {
 
   void Step() {
     switch (Below(16)) {
-      case 0: case 1: case 2: case 3: return Allocate();
-      case 4: case 5: case 6: return Commit();
-      case 7: return KeepPartial();
-      case 8: case 9: return Find();
-      case 10: return FindPartial();
-      case 11: return Share();
-      case 12: return Reserve();
-      case 13: return EvictOne();
-      case 14: return EvictSome();
-      default: return Drop(Below(3) + 1);
+      case 0:
+      case 1:
+      case 2:
+      case 3:
+        return Allocate();
+      case 4:
+      case 5:
+      case 6:
+        return Commit();
+      case 7:
+        return KeepPartial();
+      case 8:
+      case 9:
+        return Find();
+      case 10:
+        return FindPartial();
+      case 11:
+        return Share();
+      case 12:
+        return Reserve();
+      case 13:
+        return EvictOne();
+      case 14:
+        return EvictSome();
+      default:
+        return Drop(Below(3) + 1);
     }
   }
 
@@ -315,8 +331,10 @@ class RandomPool {
       naive_.Reference(existing);
       naive_.Unreference(written);
     }
-    if (keys_.size() < 40) keys_.push_back(key);
-    else keys_[Below(keys_.size())] = key;
+    if (keys_.size() < 40)
+      keys_.push_back(key);
+    else
+      keys_[Below(keys_.size())] = key;
     Hold(std::move(named));
   }
   void KeepPartial() {

@@ -90,11 +90,9 @@ class ClusterTest : public testing::Test {
     return entry;
   }
   std::vector<WorkerMatch> Locate(const std::vector<BlockKey>& keys) {
-    auto matches = index_.Locate({.model_fingerprint = "model",
-                                  .format = "f16",
-                                  .block_tokens = kBlockTokens,
-                                  .keys = keys},
-                                 kNow);
+    auto matches = index_.Locate(
+        {.model_fingerprint = "model", .format = "f16", .block_tokens = kBlockTokens, .keys = keys},
+        kNow);
     EXPECT_TRUE(matches.ok());
     return *std::move(matches);
   }
@@ -234,8 +232,8 @@ TEST_F(ClusterTest, BlocksAndSessionsAreListedInPages) {
   EXPECT_EQ(ListBlocks(index_, query).status().code(), absl::StatusCode::kInvalidArgument);
   query.limit = kMaxPageItems, query.pool = 2;
   EXPECT_EQ(ListBlocks(index_, query).status().code(), absl::StatusCode::kNotFound);
-  const auto sessions = ListSessions(index_, {.tenant = TenantId("u"), .after = SessionId("s2"),
-                                              .limit = 1});
+  const auto sessions =
+      ListSessions(index_, {.tenant = TenantId("u"), .after = SessionId("s2"), .limit = 1});
   ASSERT_TRUE(sessions.ok() && sessions->size() == 1);
   EXPECT_EQ(sessions->front().session, SessionId("s3"));
 }

@@ -30,9 +30,8 @@ class NaivePool {
   int reserved() const { return reserved_; }
   int active() const { return static_cast<int>(blocks_.size()) - cached(); }
   int cached() const {
-    return static_cast<int>(std::count_if(blocks_.begin(), blocks_.end(), [](const auto& b) {
-      return b.second.references == 0;
-    }));
+    return static_cast<int>(std::count_if(blocks_.begin(), blocks_.end(),
+                                          [](const auto& b) { return b.second.references == 0; }));
   }
   int free() const { return num_blocks_ - reserved_ - static_cast<int>(blocks_.size()); }
   const std::map<BlockIndex, NaiveBlock>& blocks() const { return blocks_; }

@@ -62,8 +62,8 @@ class SimulatedWorker {
   EventLog& log() { return log_; }
   std::mt19937_64& rng() { return rng_; }
   BlockKey Root() const {
-    return RootKey({.model_fingerprint = "model", .attention = "full",
-                    .block_tokens = kBlockTokens});
+    return RootKey(
+        {.model_fingerprint = "model", .attention = "full", .block_tokens = kBlockTokens});
   }
 
   // Something that an engine could do: a turn of some session, a phase, an end, an eviction.
@@ -81,7 +81,8 @@ class SimulatedWorker {
         return sessions_.SetUnnamed(session, static_cast<PoolIndex>(rng_() % 2),
                                     static_cast<uint32_t>(rng_() % 2),
                                     static_cast<uint32_t>(rng_() % 3));
-      default: return RandomTurn(session);
+      default:
+        return RandomTurn(session);
     }
   }
 
@@ -112,8 +113,8 @@ class SimulatedWorker {
 
   static void Store(BlockPool& pool, const std::vector<BlockKey>& keys,
                     const std::vector<int32_t>& tokens) {
-    BlockKey parent = RootKey({.model_fingerprint = "model", .attention = "full",
-                               .block_tokens = kBlockTokens});
+    BlockKey parent =
+        RootKey({.model_fingerprint = "model", .attention = "full", .block_tokens = kBlockTokens});
     std::vector<BlockRef> refs;
     for (size_t i = 0; i < keys.size(); ++i) {
       refs.push_back(pool.Find(keys[i]));

@@ -12,8 +12,12 @@ namespace {
 constexpr int64_t kNow = 1'700'000'000'000;
 
 SessionRecord Session() {
-  return {.id = SessionId("s"), .tenant = TenantId("t"), .model = "m", .token_ids = {1, 2},
-          .version = 4, .last_used_wall_ms = kNow};
+  return {.id = SessionId("s"),
+          .tenant = TenantId("t"),
+          .model = "m",
+          .token_ids = {1, 2},
+          .version = 4,
+          .last_used_wall_ms = kNow};
 }
 BeginTurnRequest Begin(const std::string& turn) {
   return {.turn = TurnId(turn), .request = RequestId("r"), .seed = 9, .lease_ms = 1'000};

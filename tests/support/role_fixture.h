@@ -146,8 +146,7 @@ inline std::set<std::string> BlocksOfPool(worker::Engine& engine) {
       const auto slice = snapshot.NextSlice(1000);
       for (const cache_manager::Event& event : slice.events) {
         const auto* stored = std::get_if<cache_manager::BlockStored>(&event);
-        if (stored != nullptr)
-          blocks.insert(absl::StrCat(stored->pool, "/", stored->key.Hex()));
+        if (stored != nullptr) blocks.insert(absl::StrCat(stored->pool, "/", stored->key.Hex()));
       }
       if (slice.last) return;
     }

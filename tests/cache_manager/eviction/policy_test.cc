@@ -46,8 +46,8 @@ TEST_P(PolicyTest, IsFoundByName) {
   EXPECT_EQ(FindEvictionPolicy(GetParam().name).value(), GetParam().make);
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, PolicyTest, testing::ValuesIn(EvictionPolicies().begin(),
-                                                                 EvictionPolicies().end()),
+INSTANTIATE_TEST_SUITE_P(Registry, PolicyTest,
+                         testing::ValuesIn(EvictionPolicies().begin(), EvictionPolicies().end()),
                          [](const auto& row) { return std::string(row.param.name); });
 
 TEST(LruTest, OrderIsByLastUseWhateverTheOrderOfArrival) {

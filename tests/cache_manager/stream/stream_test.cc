@@ -268,9 +268,8 @@ TEST(StreamTest, ARepeatedCommandIsExecutedOnce) {
   worker.Hold(SessionId("s"), TenantId("t"), std::vector<int32_t>(64, 5));
   WorkerSide side(worker.info(), {worker.pools(), &worker.sessions(), &worker.log()});
   side.Connect(0);
-  const EvictCommand command{.incarnation = worker.info().incarnation,
-                             .request = RequestId("r"),
-                             .blocks = 1};
+  const EvictCommand command{
+      .incarnation = worker.info().incarnation, .request = RequestId("r"), .blocks = 1};
   EvictCommand old_life = command;
   old_life.incarnation = Incarnation(99);
   ASSERT_TRUE(side.Receive(command).ok());
@@ -281,8 +280,8 @@ TEST(StreamTest, ARepeatedCommandIsExecutedOnce) {
   for (const WorkerMessage& message : side.Poll(1, {}, kNoLimit)) {
     if (const auto* o = std::get_if<CommandOutcome>(&message)) results.push_back(o->result);
   }
-  EXPECT_EQ(results, (std::vector{CommandResult::kDone, CommandResult::kDone,
-                                  CommandResult::kRefused}));
+  EXPECT_EQ(results,
+            (std::vector{CommandResult::kDone, CommandResult::kDone, CommandResult::kRefused}));
 }
 
 TEST(StreamTest, ACommandUnderAnOlderIntentIsRefused) {
@@ -294,7 +293,8 @@ TEST(StreamTest, ACommandUnderAnOlderIntentIsRefused) {
   ASSERT_TRUE(side.Receive(EvictCommand{.incarnation = worker.info().incarnation,
                                         .intent_version = 4,
                                         .request = RequestId("r"),
-                                        .blocks = 1}).ok());
+                                        .blocks = 1})
+                  .ok());
   EXPECT_EQ(worker.pools()[0]->Counts().cached, 4);
 }
 
@@ -321,8 +321,10 @@ TEST(StreamRandomTest, TheMirrorIsExactAfterAnyTroubleHeals) {
       if (node.connection == 0) {
         ASSERT_TRUE(cluster.Connect(node).ok());
       }
-      if (rng() % 4 != 0) cluster.DeliverToWorker(node);
-      else if (rng() % 4 == 0) cluster.manager->TakeOutgoing();
+      if (rng() % 4 != 0)
+        cluster.DeliverToWorker(node);
+      else if (rng() % 4 == 0)
+        cluster.manager->TakeOutgoing();
       for (WorkerMessage& message : node.side.Poll(cluster.now_ms, {}, 1 + rng() % 4)) {
         if (rng() % 12 == 0) continue;
         if (rng() % 12 == 0) network.emplace_back(node.connection, message);
