@@ -1,4 +1,5 @@
-# Two helpers, the only way targets are made: one library per folder, one test executable per source file tested.
+# Two helpers, the only way targets are made: one library per folder, one test executable per
+# source file tested.
 
 include(GoogleTest)
 
@@ -16,9 +17,10 @@ function(kvist_library)
   endif()
 endfunction()
 
-# kvist_test(NAME <target> SRCS <files> [DEPS <targets>] [LABELS <ctest labels>] [ARGS <arguments>] [TIMEOUT <seconds>])
-# Labels: none runs always; "long" is left out unless tests/run.sh --long; "model" needs the cached model files;
-# "tsan" marks what also runs under ThreadSanitizer.
+# kvist_test(NAME <target> SRCS <files> [DEPS <targets>] [LABELS <ctest labels>]
+#            [ARGS <arguments>] [TIMEOUT <seconds>])
+# Labels: none runs always; "model" needs the cached model files; "tsan" marks what also runs under
+# ThreadSanitizer.
 function(kvist_test)
   cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS;ARGS" ${ARGN})
   if(NOT KVIST_BUILD_TESTS)

@@ -8,12 +8,12 @@ usage() {
   cat <<'END'
 tests/run.sh: installs packages, fetches the models, builds, and runs the tests
 
-  (no flag)         Release build and all its tests but the long ones; then the pure folders
+  (no flag)         Release build and all its tests; then the pure folders
                     (common, cache_manager, worker) under AddressSanitizer and
                     UndefinedBehaviorSanitizer, and the tests labelled tsan under ThreadSanitizer.
                     At most 25 minutes on two cores from nothing.
-  --quick           only the Release build, without the long tests and those that need model files
-  --long            also the long tests (soaks, many seeds)
+  --quick           only the Release build, without the tests that need model files
+  --long            random tests try ten times as many seeds
   --sanitize KIND   only the build with this sanitizer: address or thread
   --build-dir DIR   where the folders release, asan and tsan are made (default: build)
   --yes             install missing Debian packages without asking
@@ -53,6 +53,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -z "$long" ] || [ "$mode" != quick ] || usage_error "--quick and --long exclude each other"
+[ -z "$long" ] || export KVIST_LONG=1
 mkdir -p "$build"
 build=$(cd "$build" && pwd)
 
@@ -71,11 +72,21 @@ trap finish EXIT
 # Labels of tests that are left out, as a regular expression; empty for none.
 left_out() {
   local labels=()
-  if [ -n "$long" ]; then export KVIST_LONG=1; else labels+=(long); fi
   [ "$mode" != quick ] || labels+=(model)
   # Real models under a sanitizer take minutes and go through no code that the tiny ones do not.
   [ "$1" = release ] || labels+=(model)
   (IFS='|'; printf '%s' "${labels[*]}")
+}
+
+# programs_of FOLDER CTEST_FLAG...: the programs of the tests selected, as ninja names them.
+programs_of() {
+  local folder=$1
+  shift
+  ctest --test-dir "$folder" --show-only=json-v1 "$@" | python3 -c '
+import json, os, sys
+tests = json.load(sys.stdin)["tests"]
+print("\n".join(sorted({os.path.relpath(test["command"][0], sys.argv[1]) for test in tests})))
+' "$folder"
 }
 
 # test_build NAME TARGET_LABEL [CMAKE_FLAG...]: builds in folder NAME and runs the tests, with
@@ -92,10 +103,7 @@ test_build() {
   excluded=$(left_out "$name")
   [ -z "$excluded" ] || select+=(-LE "^($excluded)\$")
   if [ -n "$label" ]; then
-    # A test and its target have one name.
-    mapfile -t targets < <(
-      ctest --test-dir "$folder" -N "${select[@]}" | sed -nE 's/^ *Test +#[0-9]+: //p'
-    )
+    mapfile -t targets < <(programs_of "$folder" "${select[@]}")
     [ ${#targets[@]} -gt 0 ] || { say "No test carries the label $label."; return 0; }
   fi
   run_logged "$log" ninja -C "$folder" -j "$(build_jobs)" "${targets[@]}" || return 1

@@ -10,6 +10,7 @@
 #include "cache_manager/worker_mirror.h"
 #include "gtest/gtest.h"
 #include "tests/cache_manager/simulated_worker.h"
+#include "tests/support/long_run.h"
 
 namespace kvist::cache_manager {
 namespace {
@@ -35,7 +36,7 @@ TEST(WorkerMirrorTest, FollowsEveryEventOfARandomWorker) {
 // Slices of every size, with random changes between them, and then the replay of all events since
 // the start.
 TEST(SnapshotTest, InterleavedWithLiveChangesIsConsistentAfterReplay) {
-  for (uint64_t seed = 1; seed <= 300; ++seed) {
+  for (uint64_t seed = 1; seed <= Seeds(300); ++seed) {
     SCOPED_TRACE(seed);
     SimulatedWorker worker({.seed = seed, .num_blocks = 30});
     for (int i = 0; i < 60; ++i) worker.RandomStep();

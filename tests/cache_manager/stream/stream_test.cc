@@ -11,6 +11,7 @@
 #include "cache_manager/stream/worker_side.h"
 #include "gtest/gtest.h"
 #include "tests/cache_manager/simulated_worker.h"
+#include "tests/support/long_run.h"
 
 namespace kvist::cache_manager {
 namespace {
@@ -301,7 +302,7 @@ TEST(StreamTest, ACommandUnderAnOlderIntentIsRefused) {
 // Loss, repetition, cut connections with messages still under way, small logs, restarts of the
 // manager.
 TEST(StreamRandomTest, TheMirrorIsExactAfterAnyTroubleHeals) {
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= Seeds(60); ++seed) {
     SCOPED_TRACE(seed);
     Cluster cluster;
     // Every fourth worker is so large that its snapshot takes several steps, with changes between

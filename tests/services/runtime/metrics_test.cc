@@ -2,12 +2,34 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <iterator>
 #include <set>
 #include <string>
 #include <vector>
 
 namespace kvist::services {
 namespace {
+
+// A row of the README's table of metrics.
+std::string TableRow(const MetricDescription& row) {
+  constexpr std::array<const char*, 3> kRoles = {"frontend", "worker", "cache manager"};
+  constexpr std::array<const char*, 3> kTypes = {"counter", "gauge", "histogram"};
+  std::string text = "| `";
+  text += row.name;
+  text += "` | ";
+  text += kRoles[static_cast<size_t>(row.role)];
+  text += " | ";
+  text += kTypes[static_cast<size_t>(row.type)];
+  text += " | ";
+  text += row.unit;
+  text += " | ";
+  text += row.labels;
+  text += " | ";
+  text += row.help;
+  text += " |\n";
+  return text;
+}
 
 std::set<std::string> NamesOf(MetricRole role) {
   std::set<std::string> names;
@@ -56,6 +78,18 @@ TEST(MetricsTest, AllRolesAndSeveralWorkersShareARegistry) {
   first.decode_tokens_total.Increment(3);
   EXPECT_EQ(first.decode_tokens_total.Value(), 3);
   EXPECT_EQ(second.decode_tokens_total.Value(), 0);
+}
+
+TEST(MetricsTest, TheReadmeTableIsTheDeclarations) {
+  std::ifstream file("README.md");  // tests run in the project's root
+  ASSERT_TRUE(file.is_open());
+  const std::string readme((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::string table;
+  for (const MetricDescription& row : DeclaredMetrics()) table += TableRow(row);
+  EXPECT_NE(readme.find("| --- | --- | --- | --- | --- | --- |\n" + table + "\n"),
+            std::string::npos)
+      << "the table should be:\n"
+      << table;
 }
 
 TEST(MetricsTest, NamesFollowTheConventionsAndTellTheirUnit) {

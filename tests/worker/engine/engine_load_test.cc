@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "tests/support/hash_backend.h"
 #include "tests/support/hash_reference.h"
+#include "tests/support/long_run.h"
 #include "tests/support/recording_sink.h"
 #include "tests/support/simulated_clock.h"
 #include "worker/engine/engine_core.h"
@@ -247,7 +248,7 @@ class Load {
 
 TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   uint64_t preemptions = 0, hits = 0;
-  for (uint64_t seed = 1; seed <= 30; ++seed) {
+  for (uint64_t seed = 1; seed <= Seeds(30); ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
     Load load({.seed = seed, .longest_prompt = grows ? 40 : 120, .most_new = grows ? 160 : 40});
@@ -262,7 +263,7 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
 }
 
 TEST(EngineLoadTest, CancelsAndDeadlinesLeaveNothingBehind) {
-  for (uint64_t seed = 101; seed <= 115; ++seed) {
+  for (uint64_t seed = 101; seed <= 100 + Seeds(15); ++seed) {
     Load load({.seed = seed, .cancel_share = 0.5});
     load.Run();
     if (testing::Test::HasFatalFailure()) return;
