@@ -35,7 +35,7 @@ class ModelDirectoryTest : public testing::Test {
 // The manager lists workers by id, so the dead one comes first or last by chance.
 TEST_F(ModelDirectoryTest, WorkerStartedAgainUnderAnotherNameTakesTheAddress) {
   for (const auto& [dead, alive] : {std::pair("a", "b"), std::pair("b", "a")}) {
-    directory_.Learn(Info(dead, true, 0));
+    directory_.Learn(Info(dead, true, 500));  // as heard a poll ago
     EXPECT_EQ(Ids(), std::vector<std::string>{dead});
     for (int poll = 0; poll < 2; ++poll) {
       std::vector<v1::WorkerInfo> listed = {Info(dead, false, 900), Info(alive, true, 10)};
