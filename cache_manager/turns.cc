@@ -25,6 +25,10 @@ bool HasOpenTurn(const SessionRecord& record, int64_t now_wall_ms) {
   return record.open_turn.has_value() && now_wall_ms < record.open_turn->expires_wall_ms;
 }
 
+bool EndsWith(std::span<const int32_t> tokens, std::span<const int32_t> end) {
+  return end.size() <= tokens.size() && std::ranges::equal(tokens.last(end.size()), end);
+}
+
 absl::Status LostRace(const char* what, const SessionRecord& record) {
   return absl::AbortedError(std::string(what) + "; the session is at version " +
                             std::to_string(record.version));
@@ -83,7 +87,11 @@ absl::Status EndTurn(const EndTurnRequest& request, int64_t now_wall_ms, Session
   KVIST_RETURN_IF_ERROR(CheckId("turn", request.turn.value()));
   if (request.finish == TurnFinish::kNone) return InvalidField("finish", "missing");
   KVIST_RETURN_IF_ERROR(CheckTokens("appended", request.appended));
-  if (!record.open_turn.has_value() && record.last_turn == request.turn) return absl::OkStatus();
+  if (!record.open_turn.has_value() && record.last_turn == request.turn) {
+    return EndsWith(record.token_ids, request.appended)
+               ? absl::OkStatus()
+               : LostRace("the turn has ended with other tokens", record);
+  }
   if (!record.open_turn.has_value() || record.open_turn->id != request.turn) {
     return LostRace("the turn is not the open one", record);
   }

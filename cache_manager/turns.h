@@ -34,7 +34,8 @@ struct EndTurnRequest {
 // renewed. INVALID_ARGUMENT: ids, lease.
 absl::Status BeginTurn(const BeginTurnRequest& request, int64_t now_wall_ms, SessionRecord& record);
 // Appends and closes. ABORTED: that turn is not the open one (another took its place after it
-// expired). The turn that ended last again is a retry: OK, nothing changes. OUT_OF_RANGE: the
+// expired), or it has ended with other tokens. The turn that ended last again, with the tokens that
+// the history ends with, is a retry: OK, nothing changes. OUT_OF_RANGE: the
 // history would pass kMaxSessionTokens; the turn stays open. INVALID_ARGUMENT: a negative token id,
 // no finish.
 absl::Status EndTurn(const EndTurnRequest& request, int64_t now_wall_ms, SessionRecord& record);

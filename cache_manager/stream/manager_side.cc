@@ -137,11 +137,16 @@ absl::Status ManagerSide::MakeRoom(int64_t now_ms) {
   if (longest_lost == nullptr) {
     return absl::ResourceExhaustedError("the manager has as many workers as it can take");
   }
-  const WorkerId id = longest_lost->entry->info.id;
-  RefuseCommands(*peers_[id], "the worker is lost");
-  peers_.erase(id);
-  index_->Remove(id);
+  Forget(WorkerId(longest_lost->entry->info.id));
   return absl::OkStatus();
+}
+
+void ManagerSide::Forget(const WorkerId& worker) {
+  const auto found = peers_.find(worker);
+  if (found == peers_.end() || found->second->connection.has_value()) return;
+  RefuseCommands(*found->second, "the worker is lost");
+  peers_.erase(found);
+  index_->Remove(worker);
 }
 
 // The peer's entry is a new one: nothing of the earlier life counts.

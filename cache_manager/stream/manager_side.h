@@ -46,6 +46,9 @@ class ManagerSide {
   // The connection is gone; `refused`: and the worker's address refuses new ones, so it is lost.
   // No-op if unknown.
   void Closed(ConnectionId connection, bool refused);
+  // Drops a worker that is not connected, with all that is known of it. No-op if unknown or
+  // connected.
+  void Forget(const WorkerId& worker);
   // Asks again for snapshots that stopped, and gives up on commands to lost workers. Call about
   // once per second.
   void Tick(int64_t now_ms);

@@ -61,6 +61,7 @@ v1::WorkerInfo ToProto(const cm::WorkerEntry& entry, int64_t now_ms) {
   info.set_load_age_ms(now_ms - entry.load_at_ms);
   info.set_confidence(ToProto(entry.ConfidenceAt(now_ms)));
   info.set_lag_ms(entry.LagMs(now_ms));
+  info.set_connected(entry.connected);
   info.set_suspect(entry.LivenessAt(now_ms) != cm::Liveness::kAlive);
   uint64_t mirrored = 0;
   for (size_t i = 0; i < entry.info.pools.size(); ++i) {

@@ -95,7 +95,9 @@ absl::Status Cluster::Receive(cm::ConnectionId id, const v1::WorkerMessage& mess
     }
     status = side_.Receive(id, *std::move(plain), NowMs());
     if (status.ok() && message.has_hello()) {
-      descriptions_[WorkerId(message.hello().worker_id())] = std::move(description);
+      const WorkerId worker(message.hello().worker_id());
+      descriptions_[worker] = std::move(description);
+      ForgetOthersAt(message.hello().address(), worker);
     }
   } else {
     side_.Closed(id, /*refused=*/false);
@@ -147,6 +149,29 @@ void Cluster::Tick(bool recount) {
   side_.Tick(now_ms);
   Dispatch();
   UpdateMetrics(now_ms, recount);
+  ForgetLost(now_ms);
+}
+
+void Cluster::ForgetOthersAt(const std::string& address, const WorkerId& worker) {
+  for (const cm::WorkerEntry* entry : index_.Workers()) {
+    const bool same_place = entry->info.address == address && entry->info.id != worker;
+    if (same_place && !entry->connected) side_.Forget(WorkerId(entry->info.id));
+  }
+}
+
+// What is kept beside the index of workers that are gone. One that comes back says Hello first.
+void Cluster::ForgetLost(int64_t now_ms) {
+  const auto gone = [&](const WorkerId& id) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    const cm::WorkerEntry* entry = index_.Find(id);
+    return entry == nullptr ||
+           (!entry->connected && entry->LivenessAt(now_ms) == cm::Liveness::kLost);
+  };
+  absl::erase_if(descriptions_, [&](const auto& row) { return gone(row.first); });
+  absl::erase_if(confidence_, [&](const auto& row) {
+    if (!gone(row.first)) return false;
+    options_.metrics->mirror_confidence.Remove(row.second);
+    return true;
+  });
 }
 
 void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
@@ -156,8 +181,13 @@ void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
   for (const cm::WorkerEntry* entry : index_.Workers()) {
     resyncs += entry->resyncs;
     connected += entry->connected;
-    options_.metrics->mirror_confidence.Add({{"worker", entry->info.id.value()}})
-        .Set(ToProto(entry->ConfidenceAt(now_ms)));
+    if (entry->connected || entry->LivenessAt(now_ms) != cm::Liveness::kLost) {
+      prometheus::Gauge*& confidence = confidence_[entry->info.id];
+      if (confidence == nullptr) {
+        confidence = &options_.metrics->mirror_confidence.Add({{"worker", entry->info.id.value()}});
+      }
+      confidence->Set(ToProto(entry->ConfidenceAt(now_ms)));
+    }
     if (!recount) continue;
     const UseOfWorker use = UseOf(*entry);
     all.blocks += use.blocks;

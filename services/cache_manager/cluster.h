@@ -79,6 +79,10 @@ class Cluster {
 
   int64_t NowMs() const;
   void Dispatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Another worker's address is its own no longer.
+  void ForgetOthersAt(const std::string& address, const WorkerId& worker)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetLost(int64_t now_ms) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UpdateMetrics(int64_t now_ms, bool recount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::WorkerInfo Info(const cache_manager::WorkerEntry& entry, int64_t now_ms) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -98,6 +102,8 @@ class Cluster {
   absl::flat_hash_map<cache_manager::ConnectionId, std::shared_ptr<WorkerConnection>> connections_
       ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<WorkerId, WorkerDescription> descriptions_ ABSL_GUARDED_BY(mutex_);
+  // The series that there are.
+  absl::flat_hash_map<WorkerId, prometheus::Gauge*> confidence_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<OutcomeKey> awaited_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<OutcomeKey, cache_manager::CommandOutcome> outcomes_ ABSL_GUARDED_BY(mutex_);
   uint64_t resyncs_counted_ ABSL_GUARDED_BY(mutex_) = 0;

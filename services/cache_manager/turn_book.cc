@@ -95,14 +95,17 @@ void AddIds(std::span<const int32_t> ids, google::protobuf::RepeatedField<int32_
   out->Add(ids.begin(), ids.end());
 }
 
+absl::Status NotOpen(const cm::SessionRecord& record) {
+  return absl::AbortedError(
+      absl::StrCat("the turn is not the open one; the session is at version ", record.version));
+}
+
 // Closes the turn as if it had never begun.
 absl::Status DiscardTurn(const TurnId& turn, StoredSession& session) {
   cm::SessionRecord& record = session.record;
-  if (!record.open_turn.has_value() || record.open_turn->id != turn) {
-    return absl::AbortedError(
-        absl::StrCat("the turn is not the open one; the session is at version ", record.version));
-  }
+  if (!record.open_turn.has_value() || record.open_turn->id != turn) return NotOpen(record);
   record.open_turn.reset();
+  if (record.token_ids.empty()) record.model.clear();  // set by this turn, which never was
   session.open_request.clear();
   ++record.version;
   return absl::OkStatus();
@@ -145,6 +148,7 @@ absl::StatusOr<StoredSession> TurnBook::Change(
 
 absl::StatusOr<v1::BeginTurnResponse> TurnBook::BeginTurn(const v1::BeginTurnRequest& request) {
   KVIST_RETURN_IF_ERROR(CheckId("turn_id", request.turn_id(), EmptyId::kRefused));
+  if (request.renew()) return RenewTurn(request);
   KVIST_RETURN_IF_ERROR(CheckId("request_id", request.request_id(), EmptyId::kRefused));
   if (request.model_fingerprint().empty() ||
       request.model_fingerprint().size() > cm::kMaxNameBytes) {
@@ -162,7 +166,9 @@ absl::StatusOr<v1::BeginTurnResponse> TurnBook::BeginTurn(const v1::BeginTurnReq
       const StoredSession session,
       Change(request.session_id(), HistoryWrite::kKeep, [&](StoredSession& stored) -> absl::Status {
         cm::SessionRecord& record = stored.record;
-        if (record.model.empty()) record.model = request.model_fingerprint();
+        const bool open = record.open_turn.has_value() && record.open_turn->id == begin.turn;
+        // Without a history nothing ties it to the model of an earlier turn, which failed.
+        if (record.token_ids.empty() && !open) record.model = request.model_fingerprint();
         if (record.model != request.model_fingerprint()) {
           return absl::FailedPreconditionError(
               "the session began with another model: reset it or take a new one");
@@ -172,11 +178,25 @@ absl::StatusOr<v1::BeginTurnResponse> TurnBook::BeginTurn(const v1::BeginTurnReq
         return absl::OkStatus();
       }));
   v1::BeginTurnResponse response;
-  response.set_version(session.record.version);
   AddIds(session.record.token_ids, response.mutable_history_ids());
   *response.mutable_cache() = CacheParamsOf(session.record);
-  response.set_tenant_id(session.record.tenant.value());
   return response;
+}
+
+absl::StatusOr<v1::BeginTurnResponse> TurnBook::RenewTurn(const v1::BeginTurnRequest& request) {
+  KVIST_RETURN_IF_ERROR(
+      Change(request.session_id(), HistoryWrite::kKeep, [&](StoredSession& stored) -> absl::Status {
+        cm::SessionRecord& record = stored.record;
+        if (!record.open_turn.has_value() || record.open_turn->id.value() != request.turn_id()) {
+          return NotOpen(record);
+        }
+        const cm::BeginTurnRequest again{
+            .turn = record.open_turn->id,
+            .request = record.open_turn->request,
+            .lease_ms = request.lease_ms() == 0 ? kDefaultTurnLeaseMs : request.lease_ms()};
+        return cm::BeginTurn(again, NowMs(), record);
+      }).status());
+  return v1::BeginTurnResponse();
 }
 
 absl::StatusOr<v1::EndTurnResponse> TurnBook::EndTurn(const v1::EndTurnRequest& request) {
@@ -207,7 +227,6 @@ absl::StatusOr<v1::EndTurnResponse> TurnBook::EndTurn(const v1::EndTurnRequest& 
       }));
   v1::EndTurnResponse response;
   response.set_version(session.record.version);
-  response.set_history_tokens(static_cast<int64_t>(session.record.token_ids.size()));
   return response;
 }
 

@@ -47,6 +47,7 @@ class TurnBook {
   absl::StatusOr<int64_t> Count() { return store_->Count(); }
 
  private:
+  absl::StatusOr<v1::BeginTurnResponse> RenewTurn(const v1::BeginTurnRequest& request);
   int64_t NowMs() const;
   absl::StatusOr<StoredSession> Read(const std::string& id, History history);
   // Reads, lets `change` work on the record, and writes it if its version rose; tries again if

@@ -153,8 +153,9 @@ class Chat {
   absl::Status Reset() {
     v1::ResetSessionRequest reset;
     reset.set_id(session_);
+    KVIST_RETURN_IF_ERROR(client_->ResetSession(reset).status());
     begun_ = false;
-    return client_->ResetSession(reset).status();
+    return absl::OkStatus();
   }
 
   // One turn: streams the answer to stdout. CANCELLED by Ctrl-C is no error of the chat.
@@ -179,8 +180,16 @@ class Chat {
     *answering_ = false;
     std::printf("\n");
     std::fflush(stdout);
-    if (status.ok() || !generated.tokens.empty()) begun_ = true;
-    if (!status.ok()) return status;
+    const v1::Finished& finished = generated.finished;
+    if (finished.turn_saved()) begun_ = true;
+    if (finished.has_turn_saved() && !finished.turn_saved()) {
+      std::fprintf(stderr, "(the server could not save this turn: it will not remember it)\n");
+    }
+    if (!status.ok()) {
+      // One that was cancelled or cut off is saved without our being told.
+      if (!finished.has_turn_saved() && !generated.tokens.empty()) AskWhetherBegun();
+      return status;
+    }
     const v1::Usage& usage = generated.finished.usage();
     std::fprintf(stderr, "[%lld tokens, %lld of them cached; %lld new at %.1f tok/s]\n",
                  static_cast<long long>(usage.prompt_tokens()),
@@ -191,6 +200,13 @@ class Chat {
   }
 
  private:
+  void AskWhetherBegun() {
+    v1::GetSessionRequest get;
+    get.set_id(session_);
+    const auto session = client_->GetSession(get);
+    if (session.ok() && session->history_tokens() > 0) begun_ = true;
+  }
+
   static void Add(v1::ChatMessage::Role role, const std::string& text,
                   v1::GenerateRequest* request) {
     v1::ChatMessage& message = *request->mutable_chat()->add_messages();

@@ -23,6 +23,7 @@ AttemptStream::~AttemptStream() {
   bool release = false;
   {
     MutexLock lock(mutex_);
+    closing_ = true;
     release = held_ && !reading_;
     if (release) held_ = false;
   }
@@ -64,11 +65,13 @@ void AttemptStream::OnReadDone(bool ok) {
       buffered_bytes_ += incoming_.ByteSizeLong();
       messages_.push_back(std::move(incoming_));
       changed_.NotifyAll();
-    } else {
-      release = std::exchange(held_, false);
     }
     read = ok && buffered_bytes_ < max_buffered_bytes_;
     reading_ = read;
+    // Without a read on its way, only Next could start one; and when nobody calls that any more,
+    // only we can let go.
+    release = held_ && (!ok || (closing_ && !read));
+    if (release) held_ = false;
   }
   if (read) StartRead(&incoming_);
   if (release) RemoveHold();

@@ -50,7 +50,8 @@ class AttemptStream final : private grpc::ClientReadReactor<v1::WorkerGenerateRe
   std::deque<v1::WorkerGenerateResponse> messages_ ABSL_GUARDED_BY(mutex_);
   size_t buffered_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool reading_ ABSL_GUARDED_BY(mutex_) = true;
-  bool held_ ABSL_GUARDED_BY(mutex_) = true;  // our hold, that lets Next start reads
+  bool held_ ABSL_GUARDED_BY(mutex_) = true;      // our hold, that lets Next start reads
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // nobody calls Next any more
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };

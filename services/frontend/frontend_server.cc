@@ -9,6 +9,7 @@
 #include "services/frontend/frontend_state.h"
 #include "services/frontend/inference_service.h"
 #include "services/frontend/manager_services.h"
+#include "services/frontend/session_turn.h"
 #include "services/runtime/address.h"
 
 namespace kvist::services {
@@ -52,6 +53,7 @@ class FrontendServerImpl final : public FrontendServer {
     server.max_threads = std::max(server.max_threads, options.max_running_requests + kSpareThreads);
     KVIST_ASSIGN_OR_RETURN(server_, RoleServer::Start(server, {&inference_, &sessions_, &memory_}));
     state_.directory.Start();
+    state_.leases.Start(SessionTurn::kLease / 3);
     return absl::OkStatus();
   }
 
@@ -70,6 +72,7 @@ class FrontendServerImpl final : public FrontendServer {
     state_.admission.Close();
     if (server_ != nullptr) server_->Shutdown(grace);
     state_.directory.Stop();
+    state_.leases.Stop();
   }
 
  private:

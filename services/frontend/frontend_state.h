@@ -14,6 +14,7 @@
 #include "services/frontend/admission.h"
 #include "services/frontend/implicit_sessions.h"
 #include "services/frontend/in_flight.h"
+#include "services/frontend/lease_keeper.h"
 #include "services/frontend/manager_client.h"
 #include "services/frontend/model_directory.h"
 #include "services/frontend/random_source.h"
@@ -42,6 +43,7 @@ struct FrontendState {
   Admission admission;
   InFlight in_flight;
   RunningTurns running_turns;
+  LeaseKeeper leases{&manager, &running_turns};
   Mutex implicit_mutex;
   ImplicitSessions implicit ABSL_GUARDED_BY(implicit_mutex);
   FrontendMetrics metrics;

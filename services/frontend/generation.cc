@@ -29,6 +29,19 @@ size_t LabelOf(v1::FinishReason reason) {  // index into kFinishReasonLabels
   return reason == v1::FINISH_REASON_UNSPECIFIED ? kFinishReasons - 1 : reason - 1;
 }
 
+class CountedAsInFlight {
+ public:
+  explicit CountedAsInFlight(FrontendMetrics& metrics) : metrics_(metrics) {
+    metrics_.requests_in_flight.Increment();
+  }
+  ~CountedAsInFlight() { metrics_.requests_in_flight.Decrement(); }
+  CountedAsInFlight(const CountedAsInFlight&) = delete;
+  CountedAsInFlight& operator=(const CountedAsInFlight&) = delete;
+
+ private:
+  FrontendMetrics& metrics_;
+};
+
 // The state of one call, built up step by step.
 class Generation {
  public:
@@ -47,21 +60,21 @@ class Generation {
       KVIST_ASSIGN_OR_RETURN(turn_, SessionTurn::Begin({.session_id = request_.session.value(),
                                                         .turn_id = DrawName(state_.random, "turn-"),
                                                         .record = record_,
-                                                        .model_fingerprint = model_->fingerprint(),
-                                                        .lease = Lease()},
+                                                        .model_fingerprint = model_->fingerprint()},
                                                        &state_.manager, &state_.running_turns));
     }
     return Run(/*first_index=*/0);
   }
 
-  // `open` holds the record of a turn that nobody runs.
-  absl::Status ResumeOpen(const v1::ResumeRequest& resume, const v1::GetTurnResponse& open) {
+  // `open` holds the record of a turn that nobody runs, `entry` is the right to run it here.
+  absl::Status ResumeOpen(const v1::ResumeRequest& resume, const v1::GetTurnResponse& open,
+                          std::unique_ptr<RunningTurns::Entry> entry) {
     if (!record_.ParseFromString(open.request())) {
       return absl::DataLossError("the open turn's record cannot be read");
     }
-    turn_ = SessionTurn::TakeOver(resume.session_id(), resume.turn_id(), open, &state_.manager,
-                                  &state_.running_turns);
     KVIST_RETURN_IF_ERROR(Check());
+    KVIST_ASSIGN_OR_RETURN(turn_,
+                           SessionTurn::TakeOver(resume, open, &state_.manager, std::move(entry)));
     return Run(resume.next_index());
   }
 
@@ -78,12 +91,6 @@ class Generation {
     return ValidateForModel(request_, model_->limits());
   }
 
-  // Until the turn is over and saved at the latest.
-  std::chrono::milliseconds Lease() const {
-    return std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - admitted_at_) +
-           kMaxSaveWait * 2;
-  }
-
   absl::Status Run(int64_t first_index) {
     const std::span<const int32_t> history =
         turn_ == nullptr ? std::span<const int32_t>() : turn_->history();
@@ -93,10 +100,13 @@ class Generation {
     KVIST_RETURN_IF_ERROR(
         ValidatePromptLength(static_cast<int64_t>(prompt_ids_.size()), model_->limits()));
     const v1::WorkerGenerateRequest base = WorkerRequest();
+    // The session's own wish was not seen by Check.
+    KVIST_RETURN_IF_ERROR(ValidateKvFormat(base.cache().kv_format(), model_->limits()));
     FindKeysAndSession(base.cache());
-    RelayRequest relay{.base = base, .deadline = deadline_, .is_stop = [this](int32_t id) {
-                         return model_->IsStop(id, request_.stop);
-                       }};
+    RelayRequest relay{.base = base,
+                       .deadline = deadline_,
+                       .vocabulary = model_->limits().vocab,
+                       .is_stop = [this](int32_t id) { return model_->IsStop(id, request_.stop); }};
     relay.base.set_session_id(session_id_);
     RoutingChooser chooser(&state_, ChooserRequest(base.cache()));
     ResponseSink sink(&client_, OutputText(&model_->tokenizer(), request_.stop.stop_strings),
@@ -149,8 +159,6 @@ class Generation {
   RoutingChooser::Request ChooserRequest(const v1::CacheParams& cache) const {
     const auto& formats = model_->limits().kv_formats;
     return {.fingerprint = model_->fingerprint(),
-            .tenant_id = principal_.tenant.value(),
-            .session_id = session_id_,
             .kv_format =
                 cache.kv_format().empty() && !formats.empty() ? formats.front() : cache.kv_format(),
             .block_tokens = model_->block_tokens(),
@@ -209,7 +217,7 @@ class Generation {
       MutexLock lock(state_.implicit_mutex);
       state_.implicit.End(SessionId(session_id_), keys);
     }
-    // Nothing came of it: the turn is given up by its destructor.
+    // Nothing came of it: the turn's destructor knows what to do.
     if (turn_ == nullptr || (kept_ids.empty() && !result.status.ok())) return;
     const MonotonicTime now = state_.clock.Now();
     const MonotonicTime until =
@@ -299,10 +307,8 @@ absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& reques
     state.metrics.requests_rejected_total.Increment();
     return ticket.status();
   }
-  state.metrics.requests_in_flight.Increment();
-  const absl::Status status = Generation(state, principal, deadline, client).Generate(request);
-  state.metrics.requests_in_flight.Decrement();
-  return status;
+  const CountedAsInFlight counted(state.metrics);
+  return Generation(state, principal, deadline, client).Generate(request);
 }
 
 absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
@@ -312,18 +318,22 @@ absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
     state.metrics.requests_rejected_total.Increment();
     return ticket.status();
   }
+  const CountedAsInFlight counted(state.metrics);
   KVIST_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
   KVIST_RETURN_IF_ERROR(ValidateId("turn_id", request.turn_id()));
   if (request.next_index() < 0) return FieldOutOfRange("next_index", "must not be negative");
-  if (state.running_turns.Contains(request.session_id(), request.turn_id())) {
-    return absl::AbortedError("the turn is being streamed to another client");
-  }
+  // Before asking how the turn stands, so that nobody here ends it in between.
+  auto entry = state.running_turns.TryEnter(request.session_id(), request.turn_id());
   v1::GetTurnRequest get;
   get.set_session_id(request.session_id());
   get.set_turn_id(request.turn_id());
   KVIST_ASSIGN_OR_RETURN(const v1::GetTurnResponse turn, state.manager.GetTurn(get));
-  if (!turn.open()) return TellEnded(state, request, turn, client);
-  return Generation(state, principal, deadline, client).ResumeOpen(request, turn);
+  if (!turn.open()) {
+    entry.reset();
+    return TellEnded(state, request, turn, client);
+  }
+  if (entry == nullptr) return absl::AbortedError("the turn is being streamed to another client");
+  return Generation(state, principal, deadline, client).ResumeOpen(request, turn, std::move(entry));
 }
 
 }  // namespace kvist::services

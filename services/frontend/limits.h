@@ -27,7 +27,6 @@ inline constexpr float kDefaultChatTemperature = 0.7f;  // ARCHITECTURE.md, sect
 inline constexpr float kDefaultChatTopP = 0.9f;
 inline constexpr size_t kMaxDetokenizeIds = size_t{1} << 20;
 inline constexpr int64_t kMaxSessionTtlSeconds = 31'536'000;    // a year
-inline constexpr int64_t kMaxTurnLeaseMs = 86'400'000;          // as the cache manager's
 inline constexpr size_t kMaxTurnRecordBytes = size_t{4} << 20;  // of BeginTurnRequest.request
 
 }  // namespace kvist::services

@@ -15,6 +15,7 @@ using Manager = v1::CacheManager::StubInterface;
 constexpr milliseconds kLocateDeadline{300};
 constexpr milliseconds kListDeadline{1000};
 constexpr milliseconds kEndTurnTry{2000};
+constexpr milliseconds kRenewDeadline{2000};
 constexpr milliseconds kRetryPause{100};  // as the channel's first reconnect backoff
 
 }  // namespace
@@ -36,6 +37,16 @@ absl::StatusOr<v1::ListWorkersResponse> ManagerClient::ListWorkers() {
 absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(
     const v1::BeginTurnRequest& request) {
   return Call(&Manager::BeginTurn, request);
+}
+
+absl::Status ManagerClient::RenewTurn(const std::string& session_id, const std::string& turn_id,
+                                      milliseconds lease) {
+  v1::BeginTurnRequest request;
+  request.set_session_id(session_id);
+  request.set_turn_id(turn_id);
+  request.set_renew(true);
+  request.set_lease_ms(lease.count());
+  return CallOn(manager_.get(), &Manager::BeginTurn, request, kRenewDeadline).status();
 }
 
 absl::StatusOr<v1::GetTurnResponse> ManagerClient::GetTurn(const v1::GetTurnRequest& request) {

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
@@ -36,6 +37,9 @@ class ManagerClient {
   absl::StatusOr<v1::ListWorkersResponse> ListWorkers();
   // The manager's own errors; UNAVAILABLE (kNoManager) if it cannot be reached.
   absl::StatusOr<v1::BeginTurnResponse> BeginTurn(const v1::BeginTurnRequest& request);
+  // Lets an open turn live so much longer. ABORTED: it is not open. Else as BeginTurn.
+  absl::Status RenewTurn(const std::string& session_id, const std::string& turn_id,
+                         std::chrono::milliseconds lease);
   absl::StatusOr<v1::GetTurnResponse> GetTurn(const v1::GetTurnRequest& request);
   // Tries again until `until` while the manager or its store is away.
   TurnSaved EndTurn(const v1::EndTurnRequest& request, MonotonicTime until);

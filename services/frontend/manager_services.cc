@@ -33,6 +33,7 @@ grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
     valid = ValidateSessionTtl(
         request->has_ttl_seconds() ? std::optional<int64_t>(request->ttl_seconds()) : std::nullopt);
   }
+  if (valid.ok()) valid = state_->directory.CheckKvFormat(request->cache().kv_format());
   if (!valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Create, *request, response);
 }

@@ -1,12 +1,14 @@
 #include "services/frontend/model_directory.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "services/frontend/validate.h"
 #include "services/runtime/role_server.h"
 #include "services/runtime/status_map.h"
 
@@ -91,6 +93,7 @@ void ModelDirectory::PollFixed(const std::string& address) {
   info.set_worker_id(load->worker_id());
   info.set_incarnation(load->incarnation());
   info.set_address(address);
+  info.set_connected(true);
   *info.mutable_load() = load->load();
   {
     MutexLock lock(mutex_);
@@ -122,10 +125,21 @@ void ModelDirectory::Learn(const v1::WorkerInfo& info) {
 }
 
 void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime now) {
-  // A worker that was started again under a drawn name has the address of the one that is no more.
-  absl::erase_if(workers_, [&](const auto& other) {
+  // A worker that was started again under a drawn name has the address of the one that is no more:
+  // the one that is connected lives, or else the one that was heard later.
+  const auto heard_at = now - milliseconds(std::max<int64_t>(0, info.lag_ms()));
+  const auto has_its_place = [&](const auto& other) {
     return other.first != info.worker_id() && other.second.worker.address == info.address();
-  });
+  };
+  for (const auto& other : workers_) {
+    const KnownWorker& rival = other.second.worker;
+    if (has_its_place(other) &&
+        std::tie(rival.connected, rival.heard_at) > std::make_tuple(info.connected(), heard_at)) {
+      workers_.erase(info.worker_id());
+      return;
+    }
+  }
+  absl::erase_if(workers_, has_its_place);
   Entry& entry = workers_[info.worker_id()];
   KnownWorker& worker = entry.worker;
   entry.seen_at = now;
@@ -137,6 +151,8 @@ void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime now) 
   worker.load = info.load();
   worker.load_at = now - milliseconds(std::max<int64_t>(0, info.load_age_ms()));
   worker.suspect = info.suspect();
+  worker.connected = info.connected();
+  worker.heard_at = heard_at;
   if (worker.stub == nullptr || worker.address != info.address()) {
     worker.address = info.address();
     worker.stub = v1::Worker::NewStub(ConnectTo(worker.address));
@@ -210,6 +226,16 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelDirectory::FindModel(
   return WithDetails(absl::NotFoundError(absl::StrCat("model: none is called \"", name,
                                                       "\"; these are served: ", names)),
                      {.field = "model"});
+}
+
+absl::Status ModelDirectory::CheckKvFormat(const std::string& format) const {
+  MutexLock lock(mutex_);
+  absl::Status status;
+  for (const auto& [fingerprint, model] : models_) {
+    status = ValidateKvFormat(format, model->limits());
+    if (status.ok()) return status;
+  }
+  return status;
 }
 
 std::vector<KnownWorker> ModelDirectory::WorkersOf(const std::string& fingerprint) const {

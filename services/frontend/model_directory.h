@@ -35,6 +35,8 @@ struct KnownWorker {
   v1::WorkerLoad load;
   MonotonicTime load_at;  // when the worker made that report
   bool suspect = false;
+  bool connected = false;  // to the manager, or it answered us itself
+  MonotonicTime heard_at;  // by whoever told us
   MonotonicTime
       failed_until;  // an attempt on it failed a moment ago: not chosen if there is another
   std::shared_ptr<v1::Worker::StubInterface> stub;
@@ -63,10 +65,13 @@ class ModelDirectory {
   // By name or fingerprint; empty: the only one. NOT_FOUND (field "model") listing the names;
   // INVALID_ARGUMENT if empty is ambiguous; UNAVAILABLE (kNoWorker) if no worker is there.
   absl::StatusOr<std::shared_ptr<const ServedModel>> FindModel(const std::string& name) const;
+  // INVALID_ARGUMENT (field "cache.kv_format") if there are models and none of them has the format.
+  absl::Status CheckKvFormat(const std::string& format) const;
   // That serve the model, by id.
   std::vector<KnownWorker> WorkersOf(const std::string& fingerprint) const;
   std::vector<v1::Model> Models() const;
-  // News by the way, from Locate.
+  // News by the way, from Locate. Of two workers with one address (one was started again under
+  // another name) only the one that lives is kept.
   void Learn(const v1::WorkerInfo& info);
   // An attempt failed: other workers are preferred for a moment.
   void MarkFailed(const std::string& worker_id, uint64_t incarnation);

@@ -15,8 +15,9 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kLookUp{50};          // how often Gone is asked
-constexpr milliseconds kDeadlineSlack{500};  // the worker's own end at the deadline comes first
+constexpr milliseconds kLookUp{50};           // how often Gone is asked
+constexpr milliseconds kMaxRetryPause{1000};  // before failed workers are tried again
+constexpr milliseconds kDeadlineSlack{500};   // the worker's own end at the deadline comes first
 
 // How an attempt ended.
 enum class End {
@@ -45,12 +46,17 @@ class Relay {
       const size_t before = result_.generated.size();
       taken_ = false;
       const End end = RunAttempt(*worker);
+      tried_.insert({worker->id, worker->incarnation});
       if (end == End::kOver) return std::move(result_);
       failed_.insert({worker->id, worker->incarnation});
       if (end == End::kLost) {
         chooser_.MarkFailed(*worker);
-        LogWarning("request {}: worker {} lost at token {}: {}", request_.base.request_id(),
-                   worker->id, result_.generated.size(), std::string(last_error_.message()));
+        // Once for each worker: it may be tried many times before it is back.
+        const bool first = told_.insert({worker->id, worker->incarnation}).second;
+        if (first) {
+          LogWarning("request {}: worker {} lost at token {}: {}", request_.base.request_id(),
+                     worker->id, result_.generated.size(), std::string(last_error_.message()));
+        }
       }
       fruitless_ = before == result_.generated.size() ? fruitless_ + (taken_ ? 1 : 0) : 0;
       if (fruitless_ >= options_.max_fruitless_attempts) {
@@ -112,7 +118,11 @@ class Relay {
       Fail(begun ? Lost() : none);
       return false;
     }
-    failed_.clear();
+    if (clock_.Now() >= retry_at_) {
+      failed_.clear();
+      retry_at_ = clock_.Now() + retry_pause_;
+      retry_pause_ = std::min(2 * retry_pause_, kMaxRetryPause);
+    }
     std::this_thread::sleep_for(kLookUp);
     return true;
   }
@@ -139,7 +149,7 @@ class Relay {
           last_error_ = absl::UnavailableError("silent for too long");
           return End::kLost;
         case AttemptStream::Event::kEnd:
-          return EndOfStream(status);
+          return EndOfStream(status, worker);
         case AttemptStream::Event::kMessage:
           if (StopsNow()) return End::kOver;
           if (message.attempt() == attempt_) {
@@ -192,11 +202,16 @@ class Relay {
             absl::StrCat("token ", token.index(), " came where ", next, " was due"));
         return End::kLost;
       }
+      if (token.id() < 0 || token.id() >= request_.vocabulary) {
+        last_error_ = absl::InternalError(absl::StrCat("token id ", token.id(), " is no id"));
+        return End::kLost;
+      }
       fresh.push_back(token);
       ++next;
     }
     if (fresh.empty()) return std::nullopt;
     last_news_ = clock_.Now();
+    retry_pause_ = kLookUp;
     if (result_.generated.empty()) result_.first_token_at = last_news_;
     result_.last_token_at = last_news_;
     for (const v1::Token& token : fresh) result_.generated.push_back(token.id());
@@ -213,7 +228,17 @@ class Relay {
     return ClientGone();
   }
 
-  End EndOfStream(const absl::Status& status) {
+  // The worker runs another request of that name: the client's mistake, unless it is an earlier
+  // attempt of this one.
+  End NameTaken(const absl::Status& status, const ChosenWorker& worker) {
+    if (result_.attempts > 0 || tried_.contains({worker.id, worker.incarnation})) {
+      return End::kElsewhere;
+    }
+    Fail(status);
+    return End::kOver;
+  }
+
+  End EndOfStream(const absl::Status& status, const ChosenWorker& worker) {
     if (finished_.has_value()) {
       result_.usage = finished_->usage();
       result_.timings = finished_->timings();
@@ -245,7 +270,10 @@ class Relay {
       case absl::StatusCode::kUnimplemented:
         Fail(status);
         return End::kOver;
-      default:  // gone, going, restarted, or broken
+      case absl::StatusCode::kAborted:
+        if (DetailsOf(status).field == "request_id") return NameTaken(status, worker);
+        return End::kLost;  // restarted
+      default:              // gone, going, restarted, or broken
         return DetailsOf(status).reason == ErrorReason::kDraining ? End::kElsewhere : End::kLost;
     }
   }
@@ -256,7 +284,11 @@ class Relay {
   RelaySink& sink_;
   const Clock& clock_;
   RelayResult result_;
-  WorkerLives failed_;
+  WorkerLives failed_;  // left out of the choice
+  WorkerLives tried_;   // by this request
+  WorkerLives told_;    // of their loss, to the log
+  MonotonicTime retry_at_;
+  milliseconds retry_pause_ = kLookUp;
   uint32_t attempt_ = 0;
   int32_t fruitless_ = 0;
   bool taken_ = false;  // this attempt was answered

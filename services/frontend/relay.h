@@ -72,6 +72,7 @@ struct RelayOptions {
 struct RelayRequest {
   v1::WorkerGenerateRequest base;  // attempt and generated_ids are the relay's to fill
   MonotonicTime deadline;
+  int64_t vocabulary = 0;  // ids are below it: a worker that sends another is faulty
   std::function<bool(int32_t id)>
       is_stop;  // ends the generation, for a worker lost right after its last token
 };

@@ -39,8 +39,6 @@ void RoutingChooser::Locate() {
   if (request_.keys.empty() || !state_->manager.configured()) return;
   v1::LocateRequest request;
   request.set_model_fingerprint(request_.fingerprint);
-  request.set_tenant_id(request_.tenant_id);
-  request.set_session_id(request_.session_id);
   for (const cache_manager::BlockKey& key : request_.keys) {
     request.mutable_keys()->append(reinterpret_cast<const char*>(key.bytes.data()),
                                    key.bytes.size());

@@ -18,8 +18,6 @@ class RoutingChooser final : public WorkerChooser {
  public:
   struct Request {
     std::string fingerprint;
-    std::string tenant_id;
-    std::string session_id;
     std::string kv_format;
     int32_t block_tokens = 16;
     int64_t prompt_tokens = 0;

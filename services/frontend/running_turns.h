@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "common/base/mutex.h"
@@ -18,14 +19,9 @@ class RunningTurns {
   // Lists a turn as long as it lives. Thread-compatible.
   class Entry {
    public:
-    Entry(RunningTurns* table, std::string session, std::string turn)
-        : table_(table), key_(std::move(session), std::move(turn)) {
-      MutexLock lock(table_->mutex_);
-      table_->turns_[key_] = &cancelled_;
-    }
     ~Entry() {
       MutexLock lock(table_->mutex_);
-      table_->turns_.erase(key_);
+      if (listed_) table_->turns_.erase(key_);
     }
     Entry(const Entry&) = delete;
     Entry& operator=(const Entry&) = delete;
@@ -33,9 +29,13 @@ class RunningTurns {
     bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
    private:
+    friend class RunningTurns;
+    Entry(RunningTurns* table, std::pair<std::string, std::string> key)
+        : table_(table), key_(std::move(key)) {}
     RunningTurns* const table_;
     const std::pair<std::string, std::string> key_;
     std::atomic<bool> cancelled_ = false;
+    bool listed_ = false;
   };
 
   // Cancels the session's turns.
@@ -45,10 +45,27 @@ class RunningTurns {
       if (key.first == session) cancelled->store(true, std::memory_order_relaxed);
     }
   }
-  bool Contains(const std::string& session, const std::string& turn) const
+  // nullptr if that turn is listed: whoever got the entry runs it.
+  std::unique_ptr<Entry> TryEnter(const std::string& session, const std::string& turn)
       ABSL_LOCKS_EXCLUDED(mutex_) {
+    std::unique_ptr<Entry> entry(new Entry(this, {session, turn}));
+    bool entered = false;
+    {
+      MutexLock lock(mutex_);
+      entered = turns_.try_emplace(entry->key_, &entry->cancelled_).second;
+      entry->listed_ = entered;
+    }
+    return entered ? std::move(entry) : nullptr;
+  }
+  struct Key {
+    std::string session;
+    std::string turn;
+  };
+  std::vector<Key> All() const ABSL_LOCKS_EXCLUDED(mutex_) {
     MutexLock lock(mutex_);
-    return turns_.contains(std::pair(session, turn));
+    std::vector<Key> all;
+    for (const auto& [key, cancelled] : turns_) all.push_back({key.first, key.second});
+    return all;
   }
 
  private:

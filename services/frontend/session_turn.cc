@@ -1,12 +1,21 @@
 #include "services/frontend/session_turn.h"
 
-#include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "services/frontend/limits.h"
 
 namespace kvist::services {
+
+namespace {
+
+bool MayHaveHappened(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         absl::IsCancelled(status) || absl::IsInternal(status) || absl::IsUnknown(status);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::Begin(const Options& options,
                                                                 ManagerClient* manager,
@@ -18,50 +27,53 @@ absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::Begin(const Options& o
   request.set_request(options.record.SerializeAsString());
   request.set_seed(options.record.sampling().seed());
   request.set_model_fingerprint(options.model_fingerprint);
-  request.set_lease_ms(std::clamp<int64_t>(options.lease.count(), 1, kMaxTurnLeaseMs));
+  request.set_lease_ms(kLease.count());
   if (request.request().size() > kMaxTurnRecordBytes) {
     return FieldOutOfRange("prompt", absl::StrCat("a session's turn may have at most ",
                                                   kMaxTurnRecordBytes, " bytes"));
   }
-  KVIST_ASSIGN_OR_RETURN(const v1::BeginTurnResponse begun, manager->BeginTurn(request));
+  auto entry = running->TryEnter(options.session_id, options.turn_id);
+  if (entry == nullptr) return absl::AbortedError("the turn is running already");
   std::unique_ptr<SessionTurn> turn(
-      new SessionTurn(options.session_id, options.turn_id, manager, running));
+      new SessionTurn(options.session_id, options.turn_id, manager, std::move(entry)));
+  const auto answer = manager->BeginTurn(request);
+  // Without an answer it may have begun.
+  turn->ours_to_discard_ = answer.ok() || MayHaveHappened(answer.status());
+  KVIST_RETURN_IF_ERROR(answer.status());
+  const v1::BeginTurnResponse& begun = *answer;
   turn->history_.assign(begun.history_ids().begin(), begun.history_ids().end());
   turn->cache_ = begun.cache();
   return turn;
 }
 
-std::unique_ptr<SessionTurn> SessionTurn::TakeOver(const std::string& session_id,
-                                                   const std::string& turn_id,
-                                                   const v1::GetTurnResponse& open,
-                                                   ManagerClient* manager, RunningTurns* running) {
-  std::unique_ptr<SessionTurn> turn(new SessionTurn(session_id, turn_id, manager, running));
+absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::TakeOver(
+    const v1::ResumeRequest& resume, const v1::GetTurnResponse& open, ManagerClient* manager,
+    std::unique_ptr<RunningTurns::Entry> entry) {
+  KVIST_RETURN_IF_ERROR(manager->RenewTurn(resume.session_id(), resume.turn_id(), kLease));
+  std::unique_ptr<SessionTurn> turn(
+      new SessionTurn(resume.session_id(), resume.turn_id(), manager, std::move(entry)));
   turn->history_.assign(open.history_ids().begin(), open.history_ids().end());
   turn->cache_ = open.cache();
   return turn;
 }
 
 SessionTurn::SessionTurn(const std::string& session_id, const std::string& turn_id,
-                         ManagerClient* manager, RunningTurns* running)
-    : session_id_(session_id),
-      turn_id_(turn_id),
-      manager_(manager),
-      entry_(running, session_id, turn_id) {}
+                         ManagerClient* manager, std::unique_ptr<RunningTurns::Entry> entry)
+    : session_id_(session_id), turn_id_(turn_id), manager_(manager), entry_(std::move(entry)) {}
 
 SessionTurn::~SessionTurn() {
-  if (ended_) return;
+  if (!ours_to_discard_) return;
   v1::EndTurnRequest request;
   request.set_session_id(session_id_);
   request.set_turn_id(turn_id_);
   request.set_reason(v1::ERROR);
   request.set_discard(true);
-  // One try: if the manager is away, the next turn's begin finds this one open and its frontend
-  // done.
+  // One try: if the manager is away, the turn stays open until its lease is over.
   manager_->EndTurn(request, MonotonicTime::min());
 }
 
 TurnSaved SessionTurn::End(const Outcome& outcome, MonotonicTime until) {
-  ended_ = true;
+  ours_to_discard_ = false;
   v1::EndTurnRequest request;
   request.set_session_id(session_id_);
   request.set_turn_id(turn_id_);

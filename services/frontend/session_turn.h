@@ -18,7 +18,8 @@
 
 namespace kvist::services {
 
-// One open turn. Dropped without End, it is given up: nothing is appended. Single-threaded.
+// One open turn. Dropped without End, one that was begun here is given up: nothing is appended; one
+// that was taken over stays open until its lease is over, for another try. Single-threaded.
 class SessionTurn {
  public:
   // What the manager is to keep for a replay: the request as it came, id and seed filled in.
@@ -27,19 +28,19 @@ class SessionTurn {
     std::string turn_id;
     v1::GenerateRequest record;
     std::string model_fingerprint;
-    std::chrono::milliseconds lease{
-        0};  // after it the session is free again, if this frontend has died
   };
+  // The session is free again so long after its frontend has died. LeaseKeeper renews it.
+  static constexpr std::chrono::milliseconds kLease{30'000};
   // NOT_FOUND: no such session. ABORTED: another turn is open. FAILED_PRECONDITION: begun with
   // another model. UNAVAILABLE (kNoManager). OUT_OF_RANGE: the record is larger than 4 MiB.
   static absl::StatusOr<std::unique_ptr<SessionTurn>> Begin(const Options& options,
                                                             ManagerClient* manager,
                                                             RunningTurns* running);
-  // A turn that another frontend began and left open.
-  static std::unique_ptr<SessionTurn> TakeOver(const std::string& session_id,
-                                               const std::string& turn_id,
-                                               const v1::GetTurnResponse& open,
-                                               ManagerClient* manager, RunningTurns* running);
+  // A turn that another frontend began and left open. ABORTED: it is not open any more. UNAVAILABLE
+  // (kNoManager). REQUIRES: `entry` is that turn's.
+  static absl::StatusOr<std::unique_ptr<SessionTurn>> TakeOver(
+      const v1::ResumeRequest& resume, const v1::GetTurnResponse& open, ManagerClient* manager,
+      std::unique_ptr<RunningTurns::Entry> entry);
   ~SessionTurn();
   SessionTurn(const SessionTurn&) = delete;
   SessionTurn& operator=(const SessionTurn&) = delete;
@@ -48,7 +49,7 @@ class SessionTurn {
   const v1::CacheParams& cache() const { return cache_; }
   const std::string& turn_id() const { return turn_id_; }
   // The session was deleted meanwhile.
-  bool cancelled() const { return entry_.cancelled(); }
+  bool cancelled() const { return entry_->cancelled(); }
 
   struct Outcome {
     std::span<const int32_t> prompt_ids;  // new ones, without the history
@@ -60,15 +61,15 @@ class SessionTurn {
 
  private:
   SessionTurn(const std::string& session_id, const std::string& turn_id, ManagerClient* manager,
-              RunningTurns* running);
+              std::unique_ptr<RunningTurns::Entry> entry);
 
   const std::string session_id_;
   const std::string turn_id_;
   ManagerClient* const manager_;
-  RunningTurns::Entry entry_;
+  const std::unique_ptr<RunningTurns::Entry> entry_;
   std::vector<int32_t> history_;
   v1::CacheParams cache_;
-  bool ended_ = false;
+  bool ours_to_discard_ = false;
 };
 
 }  // namespace kvist::services

@@ -189,7 +189,10 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
                         absl::StrCat("must be from 0 to ", model.vocab, " (the vocabulary); it is ",
                                      *request.sampling.top_k));
   }
-  const std::string& format = request.cache.kv_format;
+  return ValidateKvFormat(request.cache.kv_format, model);
+}
+
+absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& model) {
   const auto& served = model.kv_formats;
   if (!format.empty() && std::find(served.begin(), served.end(), format) == served.end()) {
     return InvalidField("cache.kv_format",

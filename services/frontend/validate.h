@@ -28,6 +28,8 @@ absl::Status ValidateRequest(const InferenceRequest& request);
 // What needs the model: ids and top_k within the vocabulary, the KV format served.
 // REQUIRES: ValidateRequest was OK.
 absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model);
+// Empty, or one that the model's workers have.
+absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& model);
 // A prompt as ids, a session's history included: OUT_OF_RANGE (field "prompt") if it is empty or
 // leaves no room for one new token in the context.
 absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& model);

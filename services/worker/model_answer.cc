@@ -44,7 +44,6 @@ v1::GetModelResponse DescribeModel(const worker::Backend& backend) {
   message.set_context_tokens(model.context_tokens);
   message.set_parameters(model.parameters);
   message.set_numerics_id(backend.numerics_id());
-  message.set_description(backend.description());
   for (const worker::PoolSpec& pool : backend.pools()) {
     message.set_block_tokens(pool.block_tokens);
     const std::string format(worker::KvFormatName(pool.format));

@@ -106,7 +106,6 @@ grpc::Status WorkerService::GetModel(grpc::ServerContext*, const v1::GetModelReq
   model.set_parameters(options_.model.parameters());
   model.set_block_tokens(options_.model.block_tokens());
   model.set_numerics_id(options_.model.numerics_id());
-  model.set_description(options_.model.description());
   *model.mutable_kv_formats() = options_.model.kv_formats();
   model.set_worker_id(options_.model.worker_id());
   model.set_incarnation(options_.model.incarnation());

@@ -62,6 +62,7 @@ class RoleCluster {
     frontend_options.max_running_requests = options.max_running_requests;
     frontend = FrontendServer::Start(frontend_options).value();
     // Every worker, not only the first.
+    if (options.workers == 0) return;
     Until([&] {
       return frontend->WaitUntilReady(std::chrono::seconds(30)) &&
              ReadyWorkers() == options.workers;
@@ -107,13 +108,7 @@ class RoleCluster {
     return true;
   }
 
-  Pace pace;  // of all workers
-  std::unique_ptr<CacheManagerServer> manager;
-  std::vector<std::unique_ptr<WorkerServer>> workers;
-  std::unique_ptr<FrontendServer> frontend;
-
- private:
-  void StartWorker(int32_t num_blocks) {
+  void StartWorker(int32_t num_blocks = 512) {
     worker::HashBackendOptions backend;
     backend.num_blocks = num_blocks;
     backend.vocab = kLetterVocabularySize;
@@ -129,6 +124,11 @@ class RoleCluster {
                                                        backend, std::move(control)))
                           .value());
   }
+
+  Pace pace;  // of all workers
+  std::unique_ptr<CacheManagerServer> manager;
+  std::vector<std::unique_ptr<WorkerServer>> workers;
+  std::unique_ptr<FrontendServer> frontend;
 };
 
 }  // namespace kvist::services

@@ -374,6 +374,73 @@ TEST_F(RolesTest, EndedTurnIsToldAgainFromAnyIndex) {
   EXPECT_EQ(client_->Resume(resume, {}, &none).code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(RolesTest, ResumeOfATurnThatRunsIsAbortedAndTheTurnGoesOn) {
+  CreateSession("s");
+  cluster_.pace.SetStepMs(10);
+  Background first(cluster_.Connect(), InSession(IdsRequest(RandomIds(20, 1), 60), "s"));
+  ASSERT_TRUE(first.WaitForFirstToken());
+  v1::GetSessionRequest get;
+  get.set_id("s");
+  v1::ResumeRequest resume;
+  resume.set_session_id("s");
+  resume.set_turn_id(client_->GetSession(get)->open_turn_id());
+  for (int i = 0; i < 2; ++i) {
+    Generated second;
+    EXPECT_EQ(client_->Resume(resume, {}, &second).code(), absl::StatusCode::kAborted);
+  }
+  cluster_.pace.SetStepMs(0);
+  first.Join();
+  EXPECT_TRUE(first.status.ok()) << first.status;
+  EXPECT_TRUE(first.generated.finished.turn_saved());
+}
+
+TEST_F(RolesTest, SessionOfAnUnknownKvFormatIsNotMade) {
+  v1::CreateSessionRequest request;
+  request.mutable_cache()->set_kv_format("q8");
+  EXPECT_EQ(DetailsOf(client_->CreateSession(request).status()).field, "cache.kv_format");
+  request.mutable_cache()->set_kv_format("f16");
+  EXPECT_TRUE(client_->CreateSession(request).ok());
+}
+
+class NoWorkerYetTest : public RolesTest {
+ protected:
+  NoWorkerYetTest() : RolesTest({.workers = 0}) {}
+};
+
+TEST_F(NoWorkerYetTest, ResumeThatFailsLeavesTheTurnForTheNext) {
+  CreateSession("s");
+  // A frontend that died: its turn is open and nobody runs it.
+  const auto manager =
+      v1::CacheManager::NewStub(ConnectTo(cluster_.manager->server().grpc_address()));
+  v1::GenerateRequest record = InSession(IdsRequest(RandomIds(20, 1), 30), "s");
+  record.set_request_id("r");
+  record.mutable_sampling()->set_seed(1);
+  v1::BeginTurnRequest begin;
+  begin.set_session_id("s");
+  begin.set_turn_id("t");
+  begin.set_request_id("r");
+  begin.set_request(record.SerializeAsString());
+  begin.set_model_fingerprint("letters");
+  v1::BeginTurnResponse begun;
+  grpc::ClientContext context;
+  ASSERT_TRUE(manager->BeginTurn(&context, begin, &begun).ok());
+  v1::ResumeRequest resume;
+  resume.set_session_id("s");
+  resume.set_turn_id("t");
+  Generated resumed;
+  EXPECT_EQ(client_->Resume(resume, {}, &resumed).code(), absl::StatusCode::kUnavailable);
+  v1::GetSessionRequest get;
+  get.set_id("s");
+  EXPECT_EQ(client_->GetSession(get)->open_turn_id(), "t");
+  cluster_.StartWorker();
+  ASSERT_TRUE(RoleCluster::Until([&] { return cluster_.ReadyWorkers() == 1; }));
+  const absl::Status status = client_->Resume(resume, {}, &resumed);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(resumed.tokens.size(), 30u);
+  EXPECT_TRUE(resumed.finished.turn_saved());
+  EXPECT_EQ(client_->GetSession(get)->open_turn_id(), "");
+}
+
 TEST_F(RolesTest, ChatTurnsOfASessionAreOneConversation) {
   CreateSession("s");
   v1::GenerateRequest request;

@@ -228,6 +228,21 @@ TEST_F(CacheManagerServerTest, ANewStreamOfTheSameWorkerTakesTheOldOnesPlace) {
   EXPECT_EQ(InfoOf(*stub_, "w").incarnation(), 6u);
 }
 
+TEST_F(CacheManagerServerTest, AWorkerAtADeadOnesAddressTakesItsPlace) {
+  for (const auto& [dead, alive] : {std::pair("a", "b"), std::pair("d", "c")}) {
+    auto first = std::make_unique<FakePeer>(address_, dead, 5);
+    ASSERT_TRUE(first->SayHello());
+    ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, dead).connected(); }));
+    first.reset();
+    ASSERT_TRUE(WaitFor([&] { return !InfoOf(*stub_, dead).connected(); }));
+    EXPECT_EQ(InfoOf(*stub_, dead).worker_id(), dead);  // it may come back
+    FakePeer second(address_, alive, 6);
+    ASSERT_TRUE(second.SayHello());
+    ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, alive).connected(); }));
+    EXPECT_EQ(InfoOf(*stub_, dead).worker_id(), "");
+  }
+}
+
 TEST_F(CacheManagerServerTest, LocateTellsWhatEachWorkerHolds) {
   FakePeer peer(address_, "w", 5);
   ASSERT_TRUE(peer.SayHello());
@@ -356,6 +371,23 @@ TEST(CacheManagerMetricsTest, TheScrapeHasExactlyTheDeclaredNames) {
     return scraped.size() >= declared.size();
   }));
   EXPECT_EQ(scraped, declared);
+}
+
+TEST(CacheManagerMetricsTest, AWorkerThatIsGoneHasNoSeries) {
+  CacheManagerServerOptions options;
+  options.server.metrics_address = "127.0.0.1:0";
+  const auto manager = StartManager(options);
+  const auto scraped = [&](const std::string& text) {
+    const std::string body = test::HttpGet(manager->server().metrics_address(), "/metrics").body;
+    return body.find(text) != std::string::npos;
+  };
+  auto gone = std::make_unique<FakePeer>(manager->server().grpc_address(), "gone", 5);
+  ASSERT_TRUE(gone->SayHello());
+  EXPECT_TRUE(WaitFor([&] { return scraped("worker=\"gone\""); }));
+  gone.reset();
+  FakePeer next(manager->server().grpc_address(), "next", 6);  // at its address
+  ASSERT_TRUE(next.SayHello());
+  EXPECT_TRUE(WaitFor([&] { return scraped("worker=\"next\"") && !scraped("worker=\"gone\""); }));
 }
 
 TEST(CacheManagerShutdownTest, ItDoesNotWaitForWorkersThatStay) {

@@ -97,8 +97,8 @@ TEST_F(TurnBookTest, TurnsAppendToTheHistory) {
   EXPECT_EQ(Session().open_turn_id(), "t1");
   const auto ended = End("t1", {1, 2, 3, 4}, 2);
   ASSERT_TRUE(ended.ok()) << ended.status();
-  EXPECT_EQ(ended->history_tokens(), 4);
-  EXPECT_GT(ended->version(), first->version());
+  EXPECT_EQ(Session().history_tokens(), 4);
+  EXPECT_EQ(ended->version(), Session().version());
   const auto second = Begin("t2");
   ASSERT_TRUE(second.ok());
   EXPECT_EQ(Ids(second->history_ids()), (std::vector<int32_t>{1, 2, 3, 4}));
@@ -144,6 +144,45 @@ TEST_F(TurnBookTest, RetriesOfBeginAndEndChangeNothingTwice) {
   EXPECT_EQ(first->version(), again->version());
   EXPECT_EQ(Session().history_tokens(), 2);
   EXPECT_EQ(Session().turns(), 1u);
+}
+
+TEST_F(TurnBookTest, AnEndedTurnIsNotEndedAgainWithOtherTokens) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  ASSERT_TRUE(End("t1", {1, 2, 3}, 1).ok());
+  EXPECT_EQ(End("t1", {1, 2, 4}, 1).status().code(), StatusCode::kAborted);
+  EXPECT_EQ(End("t1", {0, 1, 2, 3}, 1).status().code(), StatusCode::kAborted);
+  EXPECT_TRUE(End("t1", {1, 2, 3}, 1).ok());
+}
+
+TEST_F(TurnBookTest, ARenewalKeepsAnOpenTurnAndOpensNone) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  v1::BeginTurnRequest renewal;
+  renewal.set_session_id("s");
+  renewal.set_turn_id("t1");
+  renewal.set_renew(true);
+  EXPECT_EQ(book_->BeginTurn(renewal).status().code(), StatusCode::kAborted);
+  ASSERT_TRUE(Begin("t1").ok());
+  clock_.ms += kDefaultTurnLeaseMs - 1;
+  ASSERT_TRUE(book_->BeginTurn(renewal).ok());
+  clock_.ms += kDefaultTurnLeaseMs - 1;
+  EXPECT_EQ(Begin("t2").status().code(), StatusCode::kAborted);
+  EXPECT_EQ(Turn("t1")->request(), "replay of t1");
+  ASSERT_TRUE(End("t1", {1}, 1).ok());
+  EXPECT_EQ(book_->BeginTurn(renewal).status().code(), StatusCode::kAborted);
+  EXPECT_EQ(Session().open_turn_id(), "");
+}
+
+TEST_F(TurnBookTest, ATurnThatFailedTiesAnEmptySessionToNoModel) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  v1::EndTurnRequest discard = EndRequest("t1", {}, 0);
+  discard.set_discard(true);
+  ASSERT_TRUE(book_->EndTurn(discard).ok());
+  EXPECT_EQ(Session().model_fingerprint(), "");
+  ASSERT_TRUE(Begin("t2", "other").ok());
+  clock_.ms += kDefaultTurnLeaseMs;  // nobody ended it
+  EXPECT_TRUE(Begin("t3").ok());
 }
 
 TEST_F(TurnBookTest, ADiscardedTurnLeavesNoTrace) {

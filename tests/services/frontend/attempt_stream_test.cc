@@ -81,6 +81,18 @@ TEST_F(AttemptStreamTest, DestructionInEveryStateEndsTheCall) {
   EXPECT_EQ(worker_.calls(), worker_.ended_calls());
 }
 
+// The read on its way at destruction may be the one that fills the buffer.
+TEST_F(AttemptStreamTest, DestructionWhileTheBufferFillsEndsTheCall) {
+  for (int i = 0; i < 300; ++i) {
+    sent_ = 0;
+    AttemptStream stream(stub_.get(), v1::WorkerGenerateRequest(), Options(1));
+    if (i % 3 == 0) continue;
+    v1::WorkerGenerateResponse message;
+    absl::Status status;
+    for (int read = 0; read < i % 5; ++read) stream.Next(Soon(), &message, &status);
+  }
+}
+
 TEST_F(AttemptStreamTest, TimeoutIsNoEnd) {
   messages_ = 0;
   ScriptedWorker silent("b", [](ScriptStream& stream) {

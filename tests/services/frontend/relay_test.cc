@@ -75,6 +75,7 @@ RelayRequest Request() {
   for (int32_t id : {1, 2, 3}) request.base.add_prompt_ids(id);
   request.base.mutable_stop()->set_max_new_tokens(kMost);
   request.deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  request.vocabulary = kLetterVocabularySize;
   request.is_stop = [](int32_t id) { return id == kEndId; };
   return request;
 }
@@ -302,6 +303,58 @@ TEST_F(RelayTest, RefusalIsTheClientsAndNotTriedElsewhere) {
   ScriptedWorker other("b", &Complete);
   EXPECT_EQ(Run({&refusing, &other}).status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_EQ(other.calls(), 0);
+}
+
+TEST_F(RelayTest, NameOfARunningRequestIsTheClientsMistakeAndNoLostWorker) {
+  ScriptedWorker busy("a", [](ScriptStream& stream) { return stream.NameTaken(); });
+  ScriptedWorker other("b", &Complete);
+  const RelayResult result = Run({&busy, &other});
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(DetailsOf(result.status).field, "request_id");
+  EXPECT_TRUE(chooser_->marked.empty());
+  EXPECT_EQ(other.calls(), 0);
+}
+
+TEST_F(RelayTest, NameTakenByAnEarlierAttemptIsTriedElsewhere) {
+  std::atomic<int> calls = 0;
+  ScriptedWorker first("a", [&](ScriptStream& stream) {
+    if (++calls > 1) return stream.NameTaken();
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset");
+  });
+  ScriptedWorker second("b", [&](ScriptStream& stream) {
+    if (calls < 2) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset");
+    return Complete(stream);
+  });
+  options_.first_wait = milliseconds(5000);
+  EXPECT_TRUE(Run({&first, &second}).status.ok());
+  ExpectTokens(sink_, kMost);
+}
+
+TEST_F(RelayTest, IdBeyondTheVocabularyIsAFaultyWorker) {
+  for (const int32_t bad : {-1, kLetterVocabularySize}) {
+    sink_.tokens.clear();
+    ScriptedWorker faulty("a", [bad](ScriptStream& stream) {
+      stream.Accept();
+      stream.Tokens(0, 3);
+      stream.TokenId(3, bad);
+      stream.StaySilent();
+      return grpc::Status::OK;
+    });
+    ScriptedWorker other("b", &Complete);
+    const RelayResult result = Run({&faulty, &other});
+    EXPECT_TRUE(result.status.ok()) << result.status;
+    EXPECT_EQ(chooser_->marked, std::vector<std::string>{"a"});
+    ExpectTokens(sink_, kMost);
+  }
+}
+
+TEST_F(RelayTest, LostWorkerIsTriedAgainWithGrowingPauses) {
+  options_.first_wait = milliseconds(1500);
+  ScriptedWorker down(
+      "a", [](ScriptStream&) { return grpc::Status(grpc::StatusCode::UNAVAILABLE, "starting"); });
+  EXPECT_FALSE(Run({&down}).status.ok());
+  EXPECT_GE(down.calls(), 4);
+  EXPECT_LE(down.calls(), 8);  // 30 with a pause of 50 ms each
 }
 
 TEST_F(RelayTest, StopVerdictCancelsUpstream) {

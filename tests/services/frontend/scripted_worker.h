@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "common/base/mutex.h"
+#include "common/base/status.h"
 #include "proto/kvist/v1/worker.grpc.pb.h"
 #include "services/runtime/role_server.h"
+#include "services/runtime/status_map.h"
 #include "tests/services/frontend/letter_vocabulary.h"
 
 namespace kvist::services {
@@ -40,6 +42,13 @@ class ScriptStream {
     }
     Write(std::move(response), attempt);
   }
+  void TokenId(int64_t index, int32_t id) {
+    v1::WorkerGenerateResponse response;
+    v1::Token& token = *response.mutable_tokens()->add_tokens();
+    token.set_index(index);
+    token.set_id(id);
+    Write(std::move(response), request_.attempt());
+  }
   void Progress(int64_t done) {
     v1::WorkerGenerateResponse response;
     response.mutable_progress()->set_prompt_tokens_done(done);
@@ -59,6 +68,11 @@ class ScriptStream {
       MutexLock lock(mutex);
       never.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(5));
     }
+  }
+  // The error of a worker that runs a request of this name.
+  grpc::Status NameTaken() {
+    return ToGrpc(WithDetails(absl::AbortedError("request_id: in use"), {.field = "request_id"}),
+                  context_);
   }
   bool cancelled() const { return context_->IsCancelled(); }
 
