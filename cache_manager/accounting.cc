@@ -27,14 +27,14 @@ HoldingMemory EmptyHolding(const WorkerEntry& entry, PoolIndex pool, int64_t now
   return memory;
 }
 
-// Adds one session's holding to `memory`; keys in `counted` are not counted again.
-void AddHolding(const WorkerEntry& entry, const MirrorHolding& holding,
-                absl::flat_hash_set<BlockKey>& counted, HoldingMemory& memory) {
+// Adds a session's holding to `memory`, each key once.
+void AddHolding(const WorkerEntry& entry, const MirrorHolding& holding, HoldingMemory& memory) {
   const PoolSpec& spec = entry.info.pools[memory.pool];
   const WorkerMirror::Blocks& blocks = entry.mirror->blocks(memory.pool);
   memory.chain_blocks += holding.keys.size();
   memory.partial.Add(Use(holding.partial_blocks, spec));
   memory.reserved.Add(Use(holding.reserved_blocks, spec));
+  absl::flat_hash_set<BlockKey> counted;
   for (const BlockKey& key : holding.keys) {
     const MirrorBlock& block = blocks.find(key)->second;  // held, so it is there
     if (!block.stored() || !counted.insert(key).second) continue;
@@ -63,55 +63,11 @@ absl::StatusOr<SessionMemory> MemoryOfSession(const ClusterIndex& index, const S
     found_any = true;
     memory.tenant = found->second.tenant;
     for (size_t i = 0; i < found->second.pools.size(); ++i) {
-      absl::flat_hash_set<BlockKey> counted;
       memory.holdings.push_back(EmptyHolding(*entry, static_cast<PoolIndex>(i), now_ms));
-      AddHolding(*entry, found->second.pools[i], counted, memory.holdings.back());
+      AddHolding(*entry, found->second.pools[i], memory.holdings.back());
     }
   }
   if (!found_any) return absl::NotFoundError("no worker holds blocks of the session");
-  return memory;
-}
-
-std::vector<HoldingMemory> MemoryOfTenant(const ClusterIndex& index, const TenantId& tenant,
-                                          int64_t now_ms) {
-  std::vector<HoldingMemory> memory;
-  for (const WorkerEntry* entry : index.Workers()) {
-    for (size_t i = 0; i < entry->info.pools.size(); ++i) {
-      absl::flat_hash_set<BlockKey> counted;
-      HoldingMemory one = EmptyHolding(*entry, static_cast<PoolIndex>(i), now_ms);
-      for (const auto& [id, session] : entry->mirror->sessions()) {
-        if (session.tenant == tenant) AddHolding(*entry, session.pools[i], counted, one);
-      }
-      memory.push_back(std::move(one));
-    }
-  }
-  return memory;
-}
-
-std::vector<PoolMemory> MemoryOfPools(const ClusterIndex& index, int64_t now_ms) {
-  std::vector<PoolMemory> memory;
-  for (const WorkerEntry* entry : index.Workers()) {
-    for (size_t i = 0; i < entry->info.pools.size(); ++i) {
-      const PoolSpec& spec = entry->info.pools[i];
-      const MirrorPoolCounts& counts = entry->mirror->counts(static_cast<PoolIndex>(i));
-      PoolMemory one;
-      one.worker = entry->info.id;
-      one.pool = static_cast<PoolIndex>(i);
-      one.spec = spec;
-      one.confidence = entry->ConfidenceAt(now_ms);
-      for (size_t tier = 0; tier < kNumTiers; ++tier) {
-        one.stored[tier] = Use(counts.stored[tier], spec);
-      }
-      const uint64_t on_device = counts.stored[static_cast<size_t>(Tier::kDevice)];
-      const uint64_t active = std::min(counts.active, on_device);
-      one.active = Use(active, spec);
-      one.cached = Use(on_device - active, spec);
-      one.partial = Use(counts.partial, spec);
-      one.reserved = Use(counts.reserved, spec);
-      one.evictions = counts.evictions;
-      memory.push_back(std::move(one));
-    }
-  }
   return memory;
 }
 

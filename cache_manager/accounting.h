@@ -26,13 +26,13 @@ struct BlockUse {
   }
 };
 
-// What a session or a tenant has in one pool of one worker.
+// What a session has in one pool of one worker.
 struct HoldingMemory {
   WorkerId worker;
   PoolIndex pool = 0;
   std::string group, format;
   Confidence confidence = Confidence::kBlind;
-  uint64_t chain_blocks = 0;  // length of all chains, stored or not
+  uint64_t chain_blocks = 0;  // length of the chain, stored or not
   BlockUse stored;            // distinct named blocks that are there: exclusive + shared
   BlockUse exclusive;         // in no other session's chain
   BlockUse shared;            // also in another session's chain on this worker
@@ -45,18 +45,6 @@ struct SessionMemory {
   TenantId tenant;
   SessionPhase phase = SessionPhase::kIdle;  // the first that is not idle, by worker id
   std::vector<HoldingMemory> holdings;       // by worker id and pool
-};
-
-// One pool of one worker. active + cached = named blocks on the device. Active means that a session
-// in phase active has the block in its chain; the worker's own count may be a step ahead.
-struct PoolMemory {
-  WorkerId worker;
-  PoolIndex pool = 0;
-  PoolSpec spec;
-  Confidence confidence = Confidence::kBlind;
-  std::array<BlockUse, kNumTiers> stored{};
-  BlockUse active, cached, partial, reserved;
-  std::array<uint64_t, kNumEvictionCauses> evictions{};
 };
 
 // One named block.
@@ -91,12 +79,6 @@ struct ListSessionsQuery {
 // NOT_FOUND: no worker's mirror has the session. O(workers + its chains).
 absl::StatusOr<SessionMemory> MemoryOfSession(const ClusterIndex& index, const SessionId& session,
                                               int64_t now_ms);
-// Of all sessions of the tenant, each block counted once; exclusive: of one session. O(sessions +
-// the tenant's chains).
-std::vector<HoldingMemory> MemoryOfTenant(const ClusterIndex& index, const TenantId& tenant,
-                                          int64_t now_ms);
-// Every pool, by worker id and pool. O(pools).
-std::vector<PoolMemory> MemoryOfPools(const ClusterIndex& index, int64_t now_ms);
 // The next blocks in the order of keys, which changes of the pool do not disturb. NOT_FOUND: no
 // such worker or pool. INVALID_ARGUMENT: limit. O(blocks of the pool).
 absl::StatusOr<std::vector<ListedBlock>> ListBlocks(const ClusterIndex& index,

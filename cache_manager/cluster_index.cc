@@ -94,32 +94,6 @@ class PrefixMatch {
 
 }  // namespace
 
-std::string_view ConfidenceName(Confidence confidence) {
-  switch (confidence) {
-    case Confidence::kExact:
-      return "exact";
-    case Confidence::kLagging:
-      return "lagging";
-    case Confidence::kResync:
-      return "resync";
-    case Confidence::kBlind:
-      return "blind";
-  }
-  return "unknown";
-}
-
-std::string_view LivenessName(Liveness liveness) {
-  switch (liveness) {
-    case Liveness::kAlive:
-      return "alive";
-    case Liveness::kSuspect:
-      return "suspect";
-    case Liveness::kLost:
-      return "lost";
-  }
-  return "unknown";
-}
-
 Confidence WorkerEntry::ConfidenceAt(int64_t now_ms) const {
   if (!has_snapshot) return Confidence::kBlind;
   if (in_resync) return Confidence::kResync;

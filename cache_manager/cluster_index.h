@@ -26,8 +26,6 @@ enum class Confidence : uint8_t { kExact, kLagging, kResync, kBlind };
 // suspect: silent for kSuspectAfterMs, no new sessions. lost: silent for kLostAfterMs, or its
 // connection was refused.
 enum class Liveness : uint8_t { kAlive, kSuspect, kLost };
-std::string_view ConfidenceName(Confidence confidence);
-std::string_view LivenessName(Liveness liveness);
 
 // One worker as the manager knows it. Times are milliseconds of the manager's monotonic clock.
 struct WorkerEntry {

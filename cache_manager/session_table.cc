@@ -193,6 +193,22 @@ std::span<const BlockKey> SessionTable::Chain(const SessionId& session, PoolInde
   return record->pools[pool].keys;
 }
 
+size_t SessionTable::SharedBlocks(const SessionId& session, PoolIndex pool) const {
+  const std::span<const BlockKey> chain = Chain(session, pool);
+  const Record* const own = state_->Find(session);
+  size_t shared = 0;
+  for (const Record& record : state_->records) {
+    if (shared == chain.size()) break;
+    if (!record.filled || &record == own) continue;
+    // A key stands for all that comes before it: chains that differ once differ from there on.
+    const std::vector<BlockKey>& other = record.pools[pool].keys;
+    while (shared < std::min(chain.size(), other.size()) && chain[shared] == other[shared]) {
+      ++shared;
+    }
+  }
+  return shared;
+}
+
 size_t SessionTable::size() const { return state_->by_id.size(); }
 
 size_t SessionTable::slots() const { return state_->records.size(); }

@@ -52,6 +52,8 @@ class SessionTable {
 
   // Chain of the session in the pool; empty if unknown. Valid until the next change of the table.
   std::span<const BlockKey> Chain(const SessionId& session, PoolIndex pool) const;
+  // Leading blocks of that chain which another session holds too. O(sessions).
+  size_t SharedBlocks(const SessionId& session, PoolIndex pool) const;
   size_t size() const;
 
   // Records have slots, [0, slots()), which they keep for life: what a snapshot walks along.

@@ -364,10 +364,4 @@ absl::Status ManagerSide::Send(const WorkerId& worker, EvictCommand command) {
   return absl::OkStatus();
 }
 
-void ManagerSide::ForceResync(const WorkerId& worker, int64_t now_ms) {
-  const auto found = peers_.find(worker);
-  if (found == peers_.end() || found->second->resync_id != 0) return;
-  StartResync(*found->second, now_ms);
-}
-
 }  // namespace kvist::cache_manager

@@ -57,9 +57,6 @@ class ManagerSide {
   // its outcome comes. NOT_FOUND: no such worker. UNAVAILABLE: not connected. INVALID_ARGUMENT:
   // bounds. RESOURCE_EXHAUSTED: too many in flight. ABORTED: that request id is in flight.
   absl::Status Send(const WorkerId& worker, EvictCommand command);
-  // The worker's mirror needs a check beyond the heartbeats: asks for a snapshot. No-op if unknown
-  // or under way.
-  void ForceResync(const WorkerId& worker, int64_t now_ms);
 
   // What is to be sent, in order, and forgotten here.
   std::vector<Outgoing> TakeOutgoing() { return std::exchange(outgoing_, {}); }

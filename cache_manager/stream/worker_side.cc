@@ -111,14 +111,19 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
   return outcome;
 }
 
-// From the tails on, so that only blocks go that nothing continues.
+// From the tails on, so that only blocks go that nothing continues. Unnamed tails of answers go
+// where they can only be this session's: behind keys that no other session holds. Others stay to be
+// evicted for room, as does the tail of a session without a full block, whose root is not known
+// here.
 void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outcome) {
   const EvictionCause cause = command.release ? EvictionCause::kClosed : EvictionCause::kCommand;
   for (size_t i = 0; i < sources_.pools.size(); ++i) {
     BlockPool& pool = *sources_.pools[i];
-    const auto chain = sources_.sessions->Chain(command.session, static_cast<PoolIndex>(i));
+    const PoolIndex index = static_cast<PoolIndex>(i);
+    const auto chain = sources_.sessions->Chain(command.session, index);
+    const size_t shared = sources_.sessions->SharedBlocks(command.session, index);
     for (size_t k = chain.size(); k-- > 0;) {
-      pool.EvictPartials(chain[k], cause);  // the unnamed tail of an answer
+      if (k >= shared) pool.EvictPartials(chain[k], cause);
       if (pool.Evict(chain[k], cause)) {
         ++outcome.evicted_blocks;
       } else if (pool.Contains(chain[k])) {

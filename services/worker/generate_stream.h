@@ -21,7 +21,7 @@
 namespace kvist::services {
 
 // Lives until gRPC and the engine have both let go of it. The engine's thread appends to the
-// buffer, the relay's thread or gRPC's starts one write at a time with all that waits. A client
+// buffer, the relay's thread starts one write at a time with what waits. A client
 // that is gone, or so slow that the buffer is full, cancels its request. Thread-safe.
 class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateResponse>,
                              public worker::TokenSink,

@@ -7,12 +7,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/text/limits.h"
 #include "services/runtime/id_syntax.h"
 #include "services/worker/limits.h"
 #include "worker/kv/layout.h"
 
 namespace kvist::services {
 namespace {
+
+// The engine has room for both kinds of stop ids together.
+static_assert(text::kMaxStopIds <= worker::kMaxModelStopIds);
 
 absl::Status CheckLengths(const v1::WorkerGenerateRequest& message, int64_t context_tokens) {
   if (message.prompt_ids().empty()) return InvalidField("prompt_ids", "must not be empty");
@@ -62,8 +66,8 @@ absl::StatusOr<worker::StopOptions> ParseStop(const v1::StopParams& params,
   if (params.stop_strings_size() > 0) {
     return InvalidField("stop.stop_strings", "are the frontend's business");
   }
-  if (static_cast<size_t>(params.stop_ids_size()) > worker::kMaxStopIds) {
-    return InvalidField("stop.stop_ids", absl::StrCat("at most ", worker::kMaxStopIds));
+  if (static_cast<size_t>(params.stop_ids_size()) > worker::kMaxRequestedStopIds) {
+    return InvalidField("stop.stop_ids", absl::StrCat("at most ", worker::kMaxRequestedStopIds));
   }
   worker::StopOptions options;
   if (params.has_max_new_tokens()) options.max_new_tokens = params.max_new_tokens();

@@ -182,8 +182,16 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(
   if (!options.vocabulary.has_value() && !options.model_path.empty()) {
     KVIST_ASSIGN_OR_RETURN(options.vocabulary, VocabularyOfFile(options.model_path));
   }
-  if (options.vocabulary.has_value()) *model.mutable_vocabulary() = ToProto(*options.vocabulary);
-  options.vocabulary.reset();
+  if (options.vocabulary.has_value()) {
+    // Frontends look up the piece of every id that comes.
+    const int64_t pieces = static_cast<int64_t>(options.vocabulary->pieces.size());
+    if (pieces != backend->model().vocab) {
+      return InvalidField("vocabulary",
+                          absl::StrCat(pieces, " tokens; the model has ", backend->model().vocab));
+    }
+    *model.mutable_vocabulary() = ToProto(*options.vocabulary);
+    options.vocabulary.reset();
+  }
   auto server = std::make_unique<Server>(options, std::move(backend), std::move(model));
   KVIST_RETURN_IF_ERROR(server->Listen());
   return server;

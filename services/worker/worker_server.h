@@ -34,7 +34,7 @@ class WorkerServer {
  public:
   // Starts the engine and serves; ready at once, with or without a manager. Errors as
   // RoleServer::Start, and of the vocabulary (with neither a path nor a vocabulary, GetModel has
-  // none). INVALID_ARGUMENT: worker_id.
+  // none). INVALID_ARGUMENT: worker_id, or a vocabulary that has not the model's number of tokens.
   static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(
       const WorkerServerOptions& options, std::unique_ptr<worker::Backend> backend);
   virtual ~WorkerServer() = default;

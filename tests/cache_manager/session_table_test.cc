@@ -74,6 +74,22 @@ TEST_F(SessionTableTest, ActiveSessionsAreNeverReleasedForOthers) {
   EXPECT_EQ(ChainLength("d"), 0u);
 }
 
+TEST_F(SessionTableTest, SharedBlocksAreTheLongestPrefixThatAnotherSessionHolds) {
+  SetChain("a", 0, Keys(5));
+  EXPECT_EQ(table_.SharedBlocks(SessionId("a"), 0), 0u);
+  SetChain("b", 0, Keys(2));
+  SetChain("b", 2, Keys(4, 9));
+  EXPECT_EQ(table_.SharedBlocks(SessionId("a"), 0), 2u);
+  EXPECT_EQ(table_.SharedBlocks(SessionId("b"), 0), 2u);
+  SetChain("c", 0, Keys(7));
+  EXPECT_EQ(table_.SharedBlocks(SessionId("a"), 0), 5u);
+  EXPECT_EQ(table_.SharedBlocks(SessionId("a"), 1), 0u);  // another pool
+  EXPECT_EQ(table_.SharedBlocks(SessionId("c"), 0), 5u);
+  table_.Release(SessionId("a"));
+  EXPECT_EQ(table_.SharedBlocks(SessionId("c"), 0), 2u);
+  EXPECT_EQ(table_.SharedBlocks(SessionId("a"), 0), 0u);  // unknown
+}
+
 TEST_F(SessionTableTest, LongChainsTakeSeveralEvents) {
   SetChain("a", 0, Keys(kMaxKeysPerEvent));
   EXPECT_EQ(log_.last_seq(), 1u);

@@ -18,7 +18,6 @@ _THREADS_AND_CLOCKS = {
     "latch",
     "barrier",
     "common/base/mutex.h",
-    "common/base/bounded_queue.h",
 }
 
 

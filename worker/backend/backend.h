@@ -18,10 +18,10 @@ namespace kvist::worker {
 
 // Facts about a loaded model that others need.
 struct ModelFacts {
-  std::string name;          // general.name, or the file's stem
-  std::string architecture;  // "llama", "gemma3", ...
-  std::string fingerprint;   // SHA-256 of the file, hex
-  int64_t vocab = 0;
+  std::string name;            // general.name, or the file's stem
+  std::string architecture;    // "llama", "gemma3", ...
+  std::string fingerprint;     // SHA-256 of the file, hex
+  int64_t vocab = 0;           // tokens of the file; its matrices may have more rows
   int64_t context_tokens = 0;  // the most positions this backend runs: min(model's, configured)
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // bytes read per decode step

@@ -92,7 +92,7 @@ absl::Status Transformer::TakeMemory(int64_t max_logit_rows) {
   KVIST_ASSIGN_OR_RETURN(wanted_,
                          Buffer<float>::Create(max_logit_rows * config.hidden, "activations"));
   KVIST_RETURN_IF_ERROR(wanted_quantized_.Allocate(max_logit_rows, config.hidden));
-  logits_stride_ = RoundUp(config.vocab, kPanelRows);
+  logits_stride_ = RoundUp(config.embedding_rows, kPanelRows);
   KVIST_ASSIGN_OR_RETURN(logits_, Buffer<float>::Create(max_logit_rows * logits_stride_, "logits"));
   return absl::OkStatus();
 }

@@ -31,7 +31,6 @@ struct EngineOptions {
   size_t max_sessions = 65536;  // in the session table
   // Called after each step and at least every 100 ms when something changed, on the loop's thread.
   std::function<void()> on_step;
-  std::string model_fingerprint_override;  // tests only: empty takes the backend's
 };
 
 // A step's numbers for metrics, accumulated since start. Read by anyone.

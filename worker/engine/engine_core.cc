@@ -82,12 +82,11 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
     if (candidate->cache.format() == request.cache.kv_format) format = candidate.get();
   }
   KVIST_CHECK(format != nullptr && !live_.contains(request.id));
-  const std::string& override_print = options_.model_fingerprint_override;
-  const cache_manager::BlockKey root = cache_manager::RootKey(
-      {.model_fingerprint = override_print.empty() ? backend_->model().fingerprint : override_print,
-       .attention = "full",
-       .block_tokens = format->cache.block_tokens(),
-       .tenant_salt = request.tenant_salt});
+  const cache_manager::BlockKey root =
+      cache_manager::RootKey({.model_fingerprint = backend_->model().fingerprint,
+                              .attention = "full",
+                              .block_tokens = format->cache.block_tokens(),
+                              .tenant_salt = request.tenant_salt});
   const size_t max_tokens =
       request.prompt_ids.size() + static_cast<size_t>(request.stop.max_new_tokens);
   const Sharing sharing =

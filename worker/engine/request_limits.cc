@@ -5,22 +5,10 @@
 #include <string>
 
 #include "common/base/status.h"
+#include "worker/kv/layout.h"
 
 namespace kvist::worker {
 namespace {
-
-// As worker/kv/layout.h names them; here so that request checks need no backend.
-std::string_view FormatName(KvFormat format) {
-  switch (format) {
-    case KvFormat::kF16:
-      return "f16";
-    case KvFormat::kF32:
-      return "f32";
-    case KvFormat::kBF16:
-      return "bf16";
-  }
-  return "unknown";
-}
 
 absl::Status CheckIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab) {
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -57,9 +45,9 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
   if (format == nullptr) {
     std::string served;
     for (const FormatLimits& f : limits.formats) {
-      served += (served.empty() ? "" : ", ") + std::string(FormatName(f.format));
+      served += (served.empty() ? "" : ", ") + std::string(KvFormatName(f.format));
     }
-    return InvalidField("kv_format", std::string(FormatName(*request->cache.kv_format)) +
+    return InvalidField("kv_format", std::string(KvFormatName(*request->cache.kv_format)) +
                                          " is not served here; there is " + served);
   }
   const int64_t prompt = static_cast<int64_t>(request->prompt_ids.size());

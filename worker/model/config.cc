@@ -1,6 +1,7 @@
 #include "worker/model/config.h"
 
 #include <cmath>
+#include <string_view>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/int_math.h"
@@ -16,6 +17,8 @@ constexpr int64_t kMaxHeads = 4096;
 constexpr int64_t kMaxHeadDim = 4096;
 constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxContextTokens = int64_t{1} << 26;
+
+constexpr std::string_view kTokensKey = "tokenizer.ggml.tokens";
 
 absl::Status CheckMultiple(const std::string& key, int64_t value, int64_t factor) {
   if (value % factor == 0) return absl::OkStatus();
@@ -84,10 +87,20 @@ absl::Status ReadRope(const MetadataReader& metadata, ModelConfig& config) {
 absl::Status ReadVocab(const MetadataReader& metadata, ModelConfig& config) {
   const gguf::TensorInfo* embedding = metadata.file().FindTensor("token_embd.weight");
   if (embedding == nullptr) return absl::InvalidArgumentError("tensor token_embd.weight: missing");
-  config.vocab = embedding->rows();
-  if (config.vocab < 1 || config.vocab > kMaxVocab) {
+  config.embedding_rows = embedding->rows();
+  if (config.embedding_rows < 1 || config.embedding_rows > kMaxVocab) {
     return absl::InvalidArgumentError(
-        absl::StrCat("tensor token_embd.weight: ", config.vocab, " rows"));
+        absl::StrCat("tensor token_embd.weight: ", config.embedding_rows, " rows"));
+  }
+  config.vocab = config.embedding_rows;
+  if (metadata.file().FindValue(kTokensKey) == nullptr) return absl::OkStatus();
+  KVIST_ASSIGN_OR_RETURN(const std::vector<std::string>* tokens,
+                         metadata.file().GetStrings(kTokensKey));
+  config.vocab = static_cast<int64_t>(tokens->size());
+  if (config.vocab < 1 || config.vocab > config.embedding_rows) {
+    return InvalidField(kTokensKey,
+                        absl::StrCat(config.vocab, " tokens for the ", config.embedding_rows,
+                                     " rows of tensor token_embd.weight"));
   }
   return absl::OkStatus();
 }

@@ -34,9 +34,11 @@ struct ModelConfig {
   int64_t hidden = 0;
   int64_t feed_forward = 0;
   int64_t heads = 0;
-  int64_t kv_heads = 0;        // divides heads
-  int64_t head_dim = 0;        // need not be hidden / heads
-  int64_t vocab = 0;           // rows of the embedding
+  int64_t kv_heads = 0;  // divides heads
+  int64_t head_dim = 0;  // need not be hidden / heads
+  int64_t vocab = 0;     // tokens: ids are below it
+  // Of the embedding and the output matrix. Files pad it: rows from `vocab` on mean no token.
+  int64_t embedding_rows = 0;
   int64_t context_tokens = 0;  // the model's own limit
   float norm_epsilon = 0;
   Activation activation = Activation::kSilu;

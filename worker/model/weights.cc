@@ -141,17 +141,19 @@ TensorList ListTensors(const Architecture& architecture, const ModelConfig& conf
     architecture.list_layer(config, layer, to.layers[static_cast<size_t>(layer)], list);
   }
   list.Vector("output_norm.weight", config.hidden, to.output_norm);
-  list.Matrix(std::string(tied ? kEmbeddingName : kOutputName), config.vocab, config.hidden,
-              to.output);
+  list.Matrix(std::string(tied ? kEmbeddingName : kOutputName), config.embedding_rows,
+              config.hidden, to.output);
   list.OptionalVector("rope_freqs.weight", config.rope_pairs, to.rope_factors);
   return list;
 }
 
 absl::Status CheckEmbedding(const gguf::TensorInfo& tensor, const ModelConfig& config) {
   PackedMatrix unused;
-  return CheckShape(
-      {.name = tensor.name, .rows = config.vocab, .cols = config.hidden, .matrix = &unused},
-      tensor);
+  return CheckShape({.name = tensor.name,
+                     .rows = config.embedding_rows,
+                     .cols = config.hidden,
+                     .matrix = &unused},
+                    tensor);
 }
 
 }  // namespace
@@ -225,9 +227,9 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
     std::byte* at = weights->arena.data() + packed_bytes;
     std::memcpy(at, embedding->data.data(), embedding->data.size());
     rows.type = embedding->type;
-    rows.row_bytes = embedding_bytes / config.vocab;
+    rows.row_bytes = embedding_bytes / config.embedding_rows;
     rows.rows = at;
-    weights->parameters += config.vocab * config.hidden;
+    weights->parameters += config.embedding_rows * config.hidden;
     report(*embedding, 1.0);
   }
   return weights;

@@ -43,7 +43,7 @@ struct LayerWeights {
   const float* post_feed_forward_norm = nullptr;  // [hidden]
 };
 
-// Token embeddings: [vocab, hidden], dequantised a row at a time. Where the output matrix is the
+// Token embeddings: [rows, hidden], dequantised a row at a time. Where the output matrix is the
 // same tensor, rows are read out of its packed panels: kept as stored beside them they would count
 // twice in memory (Gemma 3 270M: 180 of 250 MB), and a row's gather from a panel costs less than a
 // microsecond. Otherwise the rows are kept as stored.
@@ -53,7 +53,7 @@ struct Embedding {
   int64_t row_bytes = 0;
   const std::byte* rows = nullptr;
 
-  // The values of row `id`. REQUIRES: 0 <= id < vocab, out.size() == hidden.
+  // The values of row `id`. REQUIRES: 0 <= id < rows, out.size() == hidden.
   void Row(int64_t id, std::span<float> out) const;
 };
 
@@ -65,7 +65,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
   const float* output_norm = nullptr;   // [hidden]
   const float* rope_factors = nullptr;  // [rope_pairs] or nullptr
-  PackedMatrix output;  // [vocab, hidden]; of the embedding where the file has no output.weight
+  PackedMatrix output;  // [rows, hidden]; of the embedding where the file has no output.weight
 
   int64_t parameters = 0;
   int64_t step_bytes = 0;  // read by each decode step: everything but the embedding's rows

@@ -31,7 +31,11 @@ struct StopOptions {
   int64_t min_new_tokens = 0;     // stop ids are not chosen before
   std::vector<int32_t> stop_ids;  // end the generation; not part of the text, but of the ids
 };
-inline constexpr size_t kMaxStopIds = 64;
+// Of a request, and of a model (as text::kMaxStopIds): callers join the two. Each is compared with
+// each new token.
+inline constexpr size_t kMaxRequestedStopIds = 64;
+inline constexpr size_t kMaxModelStopIds = 64;
+inline constexpr size_t kMaxStopIds = kMaxRequestedStopIds + kMaxModelStopIds;
 
 // INVALID_ARGUMENT with the field named for NaN, infinite or out-of-range values.
 absl::Status Validate(const SamplingOptions& options, int64_t vocab);

@@ -6,10 +6,10 @@
 
 namespace kvist::worker {
 
-//   waiting -> prefill -> decode -> finished
-//      ^          |  ^      |  | +----------+  +------+  |   preempted: back to waiting; nothing
-//      cached (kind none): prefill again for each token +-----------------------+   any state ends
-//      in finished on cancel, deadline or error
+// waiting to prefill when scheduled; prefill to decode when it gives a token; decode to
+// finished at a stop. Preempted, prefill and decode go back to waiting. With nothing cached (kind
+// none), decode goes back to prefill for each token. Every state goes to finished on cancel,
+// deadline or error.
 enum class SequenceState : uint8_t {
   kWaiting,  // holds no blocks
   kPrefill,  // lacks the KV of some of its tokens; gives its next token when the newest is done

@@ -285,6 +285,44 @@ TEST(StreamTest, ARepeatedCommandIsExecutedOnce) {
             (std::vector{CommandResult::kDone, CommandResult::kDone, CommandResult::kRefused}));
 }
 
+TEST(StreamTest, EvictingASessionLeavesTheTailsOfThoseThatShareItsPrefix) {
+  SimulatedWorker worker({.seed = 15});
+  std::vector<int32_t> longer(48, 5);
+  const std::vector<int32_t> prefix(32, 5);
+  const std::vector<int32_t> own_tail(4, 6), other_tail(4, 7);
+  worker.Hold(SessionId("a"), TenantId("t"), longer);
+  worker.Hold(SessionId("b"), TenantId("t"), prefix);
+  const std::vector<BlockKey> keys = KeysOf(worker.Root(), longer, SimulatedWorker::kBlockTokens);
+  const auto keep = [&](BlockPool& pool, const BlockKey& parent, const std::vector<int32_t>& tail) {
+    pool.KeepPartial(pool.Allocate().value(), parent, tail);
+  };
+  for (const auto& pool : worker.pools()) {
+    keep(*pool, keys[2], own_tail);
+    keep(*pool, keys[1], other_tail);
+  }
+  WorkerSide side(worker.info(), {worker.pools(), &worker.sessions(), &worker.log()});
+  side.Connect(0);
+  EvictCommand command{.incarnation = worker.info().incarnation,
+                       .request = RequestId("r1"),
+                       .session = SessionId("a"),
+                       .release = true};
+  ASSERT_TRUE(side.Receive(command).ok());
+  for (const auto& pool : worker.pools()) {
+    EXPECT_EQ(pool->FindPartial(keys[2], own_tail).matched_tokens, 0);
+    EXPECT_FALSE(pool->Contains(keys[2]));
+    EXPECT_EQ(pool->FindPartial(keys[1], other_tail).matched_tokens, 4);
+    EXPECT_TRUE(pool->Contains(keys[1]) || pool->options().id == 1);
+  }
+  // Alone, the other session takes its tail along.
+  command.request = RequestId("r2");
+  command.session = SessionId("b");
+  ASSERT_TRUE(side.Receive(command).ok());
+  for (const auto& pool : worker.pools()) {
+    EXPECT_EQ(pool->FindPartial(keys[1], other_tail).matched_tokens, 0);
+    EXPECT_EQ(pool->Counts().cached, 0);
+  }
+}
+
 TEST(StreamTest, ACommandUnderAnOlderIntentIsRefused) {
   SimulatedWorker worker({.seed = 14});
   worker.Hold(SessionId("s"), TenantId("t"), std::vector<int32_t>(64, 5));

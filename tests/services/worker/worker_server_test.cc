@@ -225,6 +225,37 @@ TEST(WorkerServerTest, TheModelsStopIdsEndAGenerationUnlessIgnored) {
   EXPECT_EQ(Generate(*worker.stub, request).ids, all.ids);
 }
 
+TEST(WorkerServerTest, ARequestMayAddItsMostStopIdsToTheMostOfAModel) {
+  WorkerServerOptions options;
+  options.vocabulary = SmallVocabulary();
+  options.vocabulary->pieces.resize(300, "p");
+  options.vocabulary->kinds.resize(300, text::TokenKind::kNormal);
+  options.vocabulary->stop_ids.clear();
+  for (int id = 200; id < 264; ++id) options.vocabulary->stop_ids.push_back(id);
+  const TestWorker worker = StartWorker({.vocab = 300}, options);
+  v1::WorkerGenerateRequest request = MakeRequest("most", Prompt(1, 20), 4);
+  for (int id = 100; id < 164; ++id) request.mutable_stop()->add_stop_ids(id);
+  const Generated most = Generate(*worker.stub, request);
+  EXPECT_TRUE(most.status.ok()) << most.status;
+  request.set_request_id("one-more");
+  request.mutable_stop()->add_stop_ids(164);
+  const Generated more = Generate(*worker.stub, request);
+  EXPECT_EQ(more.status.code(), kInvalid) << more.status;
+  EXPECT_THAT(DetailsOf(more.status).field, HasSubstr("stop_ids"));
+}
+
+TEST(WorkerServerTest, AVocabularyMissingTokensOfTheModelIsRefused) {
+  WorkerServerOptions options;
+  options.vocabulary = SmallVocabulary();
+  const auto started = WorkerServer::Start(
+      options,
+      std::make_unique<worker::HashBackend>(worker::HashBackendOptions{.vocab = 65},
+                                            std::make_shared<worker::HashBackendControl>()));
+  ASSERT_EQ(started.status().code(), kInvalid);
+  EXPECT_THAT(std::string(started.status().message()), HasSubstr("64"));
+  EXPECT_THAT(std::string(started.status().message()), HasSubstr("65"));
+}
+
 TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   WorkerServerOptions options;
   options.worker_id = "w7";

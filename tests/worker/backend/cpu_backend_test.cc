@@ -12,8 +12,10 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/gguf_builder.h"
 #include "tests/support/model_files.h"
 #include "tests/support/tiny_model.h"
+#include "tests/worker/model/tiny_files.h"
 
 namespace kvist::testing {
 namespace {
@@ -50,6 +52,33 @@ TEST(CreateCpuBackendTest, WrongOptionsAreInvalidArgumentsThatNameTheField) {
     const absl::Status status = CreateStatus(options);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
     EXPECT_THAT(std::string(status.message()), HasSubstr(field));
+  }
+}
+
+TEST(CpuBackendTest, RowsBehindTheLastTokenAreNeitherGivenNorTaken) {
+  for (const bool tied : {false, true}) {
+    TinyFile padded("llama");
+    padded.tokens.assign(37, "t");  // of 40 rows
+    if (tied) padded.tensors.erase("output.weight");
+    const std::string bytes = padded.Build();
+    const auto file = gguf::File::Parse(AsBytes(bytes));
+    ASSERT_TRUE(file.ok()) << file.status();
+    CpuBackendOptions options = TinyOptions();
+    options.kv_formats = {KvFormat::kF16};
+    const auto backend = worker::CreateCpuBackend(**file, options);
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    EXPECT_EQ((*backend)->model().vocab, 37);
+    const std::vector<int32_t> blocks = {0};
+    std::vector<int32_t> tokens = {0, 36};
+    Batch batch;
+    batch.slices.push_back({.tokens = tokens, .block_tables = {blocks}});
+    const auto logits = (*backend)->Run(batch);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    EXPECT_EQ(logits->rows, 2);
+    EXPECT_EQ(logits->vocab, 37);
+    EXPECT_GE(logits->stride, 40);
+    tokens[1] = 37;
+    EXPECT_FALSE((*backend)->Run(batch).ok());
   }
 }
 

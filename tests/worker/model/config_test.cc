@@ -44,6 +44,24 @@ TEST(ReadModelConfigTest, FillsShapesAndDefaults) {
   EXPECT_EQ(Read(TinyFile("qwen2"))->rope_style, worker::RopeStyle::kHalves);
 }
 
+TEST(ReadModelConfigTest, TheVocabularyIsTheFilesTokensAndTheEmbeddingMayHaveMoreRows) {
+  TinyFile tiny("llama");
+  EXPECT_EQ(Read(tiny)->vocab, 40);  // of a file without a vocabulary
+  for (const size_t tokens : {size_t{1}, size_t{37}, size_t{40}}) {
+    tiny.tokens.assign(tokens, "t");
+    const auto config = Read(tiny);
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->vocab, static_cast<int64_t>(tokens));
+    EXPECT_EQ(config->embedding_rows, 40);
+  }
+  tiny.tokens.assign(41, "t");
+  const absl::Status status = Read(tiny).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("tokenizer.ggml.tokens"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("41"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("40"));
+}
+
 TEST(ReadModelConfigTest, LinearRopeScalingDividesPositions) {
   TinyFile tiny("llama");
   tiny.values["rope.scaling.type"] = std::string("linear");

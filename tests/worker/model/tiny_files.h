@@ -19,6 +19,7 @@ struct TinyFile {
   std::string architecture;
   std::map<std::string, std::variant<uint32_t, float, std::string>> values;  // suffix -> value
   std::map<std::string, std::vector<uint64_t>> tensors;                      // name -> dims
+  std::vector<std::string> tokens;  // none: the file has no vocabulary
 
   explicit TinyFile(std::string name) : architecture(std::move(name)) {
     values = {{"block_count", 1u},
@@ -50,6 +51,7 @@ struct TinyFile {
         builder.AddString(key, std::get<std::string>(value));
       }
     }
+    if (!tokens.empty()) builder.AddStrings("tokenizer.ggml.tokens", tokens);
     for (const auto& [name, dims] : tensors) {
       uint64_t elements = 1;
       for (const uint64_t dim : dims) elements *= dim;
