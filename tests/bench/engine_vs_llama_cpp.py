@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prefill and decode of `kvist bench engine` beside llama.cpp's llama-bench.
 
-Same machine, model file and threads; the two take turns, so that both see the same neighbours. Prints
-a Markdown table of medians, and of the ratio of each round with its least and greatest.
+Same machine, model file and threads; the two take turns, so that both see the same neighbours.
+Prints a Markdown table of medians, and of the ratio of each round with its least and greatest.
 
   tests/bench/engine_vs_llama_cpp.py --kvist build/kvist --peer "$(tests/bench/peers/llama_cpp.sh)"
 """
@@ -43,8 +43,9 @@ def run_peer(args, model):
 
 def row_of(name, work, ours, theirs):
     ratios = [a / b for a, b in zip(ours, theirs)]
-    return (f"| {name} | {work} | {statistics.median(ours):.0f} | {statistics.median(theirs):.0f} | "
-            f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |")
+    median = statistics.median
+    return (f"| {name} | {work} | {median(ours):.0f} | {median(theirs):.0f} | "
+            f"{median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |")
 
 
 def main():

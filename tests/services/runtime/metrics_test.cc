@@ -83,7 +83,8 @@ TEST(MetricsTest, AllRolesAndSeveralWorkersShareARegistry) {
 TEST(MetricsTest, TheReadmeTableIsTheDeclarations) {
   std::ifstream file("README.md");  // tests run in the project's root
   ASSERT_TRUE(file.is_open());
-  const std::string readme((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const std::string readme((std::istreambuf_iterator<char>(file)),
+                           std::istreambuf_iterator<char>());
   std::string table;
   for (const MetricDescription& row : DeclaredMetrics()) table += TableRow(row);
   EXPECT_NE(readme.find("| --- | --- | --- | --- | --- | --- |\n" + table + "\n"),
