@@ -84,12 +84,12 @@ TEST(RoleServerTest, ErrorsArriveWithCodeMessageAndDetails) {
 TEST(RoleServerTest, InternalErrorsKeepTheirSecrets) {
   FakeWorker worker;
   const auto server = StartServer(&worker);
-  worker.status = WithDetails(absl::InternalError("the secret is 42"), {.field = "secret"});
+  worker.status = WithDetails(absl::InternalError("the secret is swordfish"), {.field = "secret"});
   const absl::Status first = GetLoad(server->InProcessChannel());
   EXPECT_EQ(first.code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(std::string(first.message()).find("42"), std::string::npos);
+  EXPECT_EQ(std::string(first.message()).find("swordfish"), std::string::npos);
   EXPECT_EQ(DetailsOf(first).field, "");
-  worker.status = absl::UnknownError("the secret is 42");
+  worker.status = absl::UnknownError("the secret is swordfish");
   const absl::Status second = GetLoad(server->InProcessChannel());
   EXPECT_EQ(second.code(), absl::StatusCode::kInternal);
   EXPECT_NE(first.message(), second.message());
