@@ -20,7 +20,7 @@ endfunction()
 # kvist_test(NAME <target> SRCS <files> [DEPS <targets>] [LABELS <ctest labels>]
 #            [ARGS <arguments>] [TIMEOUT <seconds>])
 # Labels: none runs always; "model" needs the cached model files; "tsan" marks what also runs under
-# ThreadSanitizer.
+# ThreadSanitizer. The target kvist_tests_LABEL builds all that carry a label.
 function(kvist_test)
   cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS;ARGS" ${ARGN})
   if(NOT KVIST_BUILD_TESTS)
@@ -32,5 +32,11 @@ function(kvist_test)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} kvist_test_main kvist_compile_options)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} ${ARG_ARGS} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  foreach(label IN LISTS ARG_LABELS)
+    if(NOT TARGET kvist_tests_${label})
+      add_custom_target(kvist_tests_${label})
+    endif()
+    add_dependencies(kvist_tests_${label} ${ARG_NAME})
+  endforeach()
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()
