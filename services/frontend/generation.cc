@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "cache_manager/block_key.h"
 #include "common/base/status.h"
@@ -298,27 +299,19 @@ absl::Status TellEnded(FrontendState& state, const v1::ResumeRequest& resume,
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& request,
-                         const Principal& principal, MonotonicTime deadline, ClientStream& client) {
+// Runs `call` while the request is admitted and counted as in flight.
+absl::Status WhileAdmitted(FrontendState& state, absl::FunctionRef<absl::Status()> call) {
   auto ticket = state.admission.Admit();
   if (!ticket.ok()) {
     state.metrics.requests_rejected_total.Increment();
     return ticket.status();
   }
   const CountedAsInFlight counted(state.metrics);
-  return Generation(state, principal, deadline, client).Generate(request);
+  return call();
 }
 
-absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
-                       const Principal& principal, MonotonicTime deadline, ClientStream& client) {
-  auto ticket = state.admission.Admit();
-  if (!ticket.ok()) {
-    state.metrics.requests_rejected_total.Increment();
-    return ticket.status();
-  }
-  const CountedAsInFlight counted(state.metrics);
+absl::Status Resume(FrontendState& state, const v1::ResumeRequest& request,
+                    const Principal& principal, MonotonicTime deadline, ClientStream& client) {
   KVIST_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
   KVIST_RETURN_IF_ERROR(ValidateId("turn_id", request.turn_id()));
   if (request.next_index() < 0) return FieldOutOfRange("next_index", "must not be negative");
@@ -334,6 +327,19 @@ absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
   }
   if (entry == nullptr) return absl::AbortedError("the turn is being streamed to another client");
   return Generation(state, principal, deadline, client).ResumeOpen(request, turn, std::move(entry));
+}
+
+}  // namespace
+
+absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& request,
+                         const Principal& principal, MonotonicTime deadline, ClientStream& client) {
+  return WhileAdmitted(
+      state, [&] { return Generation(state, principal, deadline, client).Generate(request); });
+}
+
+absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
+                       const Principal& principal, MonotonicTime deadline, ClientStream& client) {
+  return WhileAdmitted(state, [&] { return Resume(state, request, principal, deadline, client); });
 }
 
 }  // namespace kvist::services

@@ -73,6 +73,7 @@ class Engine::Loop {
   enum class Life { kNew, kRunning, kStopping, kStopped };
 
   void Run();
+  void RunInbox();
   // Waits for something to do and takes it. False: stop.
   bool TakeInbox(bool ran) ABSL_LOCKS_EXCLUDED(mutex_);
   void Apply(Command& command);
@@ -207,15 +208,20 @@ cache_manager::WorkerLoad Engine::Loop::load() const {
   return load_;
 }
 
+// What was asked since the last step: commands first, then the work between two steps.
+void Engine::Loop::RunInbox() {
+  between_steps_ = false;
+  for (Command& command : commands_) Apply(command);
+  commands_.clear();
+  between_steps_ = true;
+  RunWork();
+}
+
 void Engine::Loop::Run() {
   loop_thread_ = std::this_thread::get_id();
   bool ran = false;
   while (TakeInbox(ran)) {
-    between_steps_ = false;
-    for (Command& command : commands_) Apply(command);
-    commands_.clear();
-    between_steps_ = true;
-    RunWork();
+    RunInbox();
     between_steps_ = false;
     ran = core_.Step();
     between_steps_ = true;
@@ -276,11 +282,7 @@ void Engine::Loop::Publish() {
 
 // What was asked before the stop happens, then everything ends.
 void Engine::Loop::End() {
-  between_steps_ = false;
-  for (Command& command : commands_) Apply(command);
-  commands_.clear();
-  between_steps_ = true;
-  RunWork();
+  RunInbox();
   between_steps_ = false;
   core_.EndAll(Unavailable(ErrorReason::kDraining, "the worker is stopping"));
   between_steps_ = true;
