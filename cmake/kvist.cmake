@@ -3,13 +3,17 @@
 
 include(GoogleTest)
 
-# kvist_library(NAME <target> SRCS <files> [HDRS <files>] [DEPS <targets>])
+# kvist_library(NAME <target> SRCS <files> [HDRS <files>] [DEPS <targets>] [UNITY])
+# UNITY: sources are compiled several at a time, for folders whose sources all include headers that
+# take far longer than they do themselves (gRPC, CLI11).
 function(kvist_library)
-  cmake_parse_arguments(ARG "" "NAME" "SRCS;HDRS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "UNITY" "NAME" "SRCS;HDRS;DEPS" ${ARGN})
   if(ARG_SRCS)
     add_library(${ARG_NAME} STATIC ${ARG_SRCS} ${ARG_HDRS})
     target_include_directories(${ARG_NAME} PUBLIC ${PROJECT_SOURCE_DIR})
     target_link_libraries(${ARG_NAME} PUBLIC ${ARG_DEPS} PRIVATE kvist_compile_options)
+    set_target_properties(
+      ${ARG_NAME} PROPERTIES UNITY_BUILD "${ARG_UNITY}" UNITY_BUILD_BATCH_SIZE 7)
   else()
     add_library(${ARG_NAME} INTERFACE)
     target_include_directories(${ARG_NAME} INTERFACE ${PROJECT_SOURCE_DIR})
