@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that Kvist is built from: lists those that are missing, asks unless
 # run by root or with --yes, and does nothing where all are there.
-#   packages.sh [--yes] [--tests] [--bench]
+#   packages.sh [--yes] [--tests] [--bench] [--clang]
 #     --yes     do not ask
 #     --tests   also what the tests need
 #     --bench   also what the benchmarks of tests/bench need
+#     --clang   also clang 14 with its sanitizers and libFuzzer
 #     --list    only print the names, one per line
 set -euo pipefail
 # shellcheck source=common.sh
@@ -25,6 +26,7 @@ while [ $# -gt 0 ]; do
     --yes) assume_yes=1 ;;
     --tests) packages+=(libgtest-dev libgmock-dev) ;;
     --bench) packages+=(libbenchmark-dev python3-venv) ;;
+    --clang) packages+=(clang-14 libclang-rt-14-dev) ;;
     --list) list=1 ;;
     --help | -h) print_head_comment; exit 0 ;;
     *) usage_error "unknown argument: $1" ;;
