@@ -68,9 +68,9 @@ struct ResyncRequest {
   uint64_t resync_id = 0;
 };
 // Evicts what is unreferenced of exactly one of: keys in `pool`, a session's chains in every pool
-// (blocks that others continue stay), or up to `blocks` of `pool` in the policy's order. Idempotent
-// by request id. `release`, with a session: it was deleted, so it is forgotten as well, and the
-// cause is closed.
+// (blocks that another session holds stay), or up to `blocks` of `pool` in the policy's order.
+// Idempotent by request id. `release`, with a session: it was deleted, so it is forgotten as well,
+// and the cause is closed.
 struct EvictCommand {
   Incarnation incarnation;  // the worker's life that is meant
   uint64_t intent_version = 0;

@@ -244,7 +244,7 @@ TEST(StreamTest, EvictingASessionLeavesTheTailsOfThoseThatShareItsPrefix) {
     EXPECT_EQ(pool->FindPartial(keys[2], own_tail).matched_tokens, 0);
     EXPECT_FALSE(pool->Contains(keys[2]));
     EXPECT_EQ(pool->FindPartial(keys[1], other_tail).matched_tokens, 4);
-    EXPECT_TRUE(pool->Contains(keys[1]) || pool->options().id == 1);
+    EXPECT_TRUE(pool->Contains(keys[1]));
   }
   // Alone, the other session takes its tail along.
   command.request = RequestId("r2");
@@ -253,6 +253,37 @@ TEST(StreamTest, EvictingASessionLeavesTheTailsOfThoseThatShareItsPrefix) {
   for (const auto& pool : worker.pools()) {
     EXPECT_EQ(pool->FindPartial(keys[1], other_tail).matched_tokens, 0);
     EXPECT_EQ(pool->Counts().cached, 0);
+  }
+}
+
+// The other session's chain ends inside this one's: once the tail behind it is gone, its last block
+// has no child in the pool and is referenced by nobody.
+TEST(StreamTest, EvictingASessionLeavesWhatAnotherOneHolds) {
+  for (const bool release : {false, true}) {
+    SimulatedWorker worker({.seed = 16});
+    const std::vector<int32_t> longer(64, 5);
+    const std::vector<int32_t> prefix(32, 5);
+    worker.Hold(SessionId("a"), TenantId("t"), longer);
+    worker.Hold(SessionId("b"), TenantId("t"), prefix);
+    const std::vector<BlockKey> keys = KeysOf(worker.Root(), longer, SimulatedWorker::kBlockTokens);
+    WorkerSide side(worker.info(), {worker.pools(), &worker.sessions(), &worker.log()});
+    side.Connect(0);
+    ASSERT_TRUE(side.Receive(EvictCommand{.incarnation = worker.info().incarnation,
+                                          .request = RequestId("r"),
+                                          .session = SessionId("a"),
+                                          .release = release})
+                    .ok());
+    for (const auto& pool : worker.pools()) {
+      for (size_t k = 0; k < keys.size(); ++k) EXPECT_EQ(pool->Contains(keys[k]), k < 2) << k;
+    }
+    std::vector<CommandOutcome> outcomes;
+    for (const WorkerMessage& message : side.Poll(1, {}, kNoLimit)) {
+      if (const auto* o = std::get_if<CommandOutcome>(&message)) outcomes.push_back(*o);
+    }
+    ASSERT_EQ(outcomes.size(), 1u);
+    EXPECT_EQ(outcomes[0].result, CommandResult::kClipped);
+    EXPECT_EQ(outcomes[0].evicted_blocks, 4u);  // two in each pool
+    EXPECT_EQ(outcomes[0].left_blocks, 4u);
   }
 }
 
