@@ -54,7 +54,7 @@ class Backend {
   // Runs the batch: writes the KV of all its tokens into their blocks and computes the wanted
   // logits. The same bits for a token whatever else is in the batch and however its sequence was
   // cut into slices. A batch that breaks a limit (context_tokens, vocab, max_batch_tokens, block
-  // index out of range) is INTERNAL and changes nothing.
+  // index out of range) or has two slices that write one block is INTERNAL and changes nothing.
   virtual absl::StatusOr<Logits> Run(const Batch& batch) = 0;
   // The most tokens in one batch.
   virtual int64_t max_batch_tokens() const = 0;

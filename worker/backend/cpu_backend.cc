@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
   RopeTable rope;
   RopeTable windowed_rope;
   KvPools kv_pools;
+  BlockWriters writers;
   std::unique_ptr<ThreadTeam> team;
   std::unique_ptr<Transformer> transformer;
 
@@ -92,7 +93,7 @@ class CpuBackend final : public Backend {
   }
 
   absl::StatusOr<Logits> Run(const Batch& batch) override {
-    KVIST_RETURN_IF_ERROR(CheckBatch(batch, limits, facts.groups, kv_pools.specs()));
+    KVIST_RETURN_IF_ERROR(CheckBatch(batch, limits, facts.groups, kv_pools.specs(), writers));
     const FloatEnvironmentScope environment;
     return transformer->Run(batch);
   }
@@ -195,6 +196,7 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
   }
   KVIST_ASSIGN_OR_RETURN(std::vector<PoolSpec> specs, PlanKvPools(groups, plan));
   KVIST_ASSIGN_OR_RETURN(backend.kv_pools, KvPools::Create(groups, std::move(specs)));
+  backend.writers = BlockWriters(backend.kv_pools.specs());
   return absl::OkStatus();
 }
 
