@@ -21,6 +21,7 @@
 #include "services/frontend/relay.h"
 #include "services/frontend/routing/router.h"
 #include "services/frontend/running_turns.h"
+#include "services/runtime/id_syntax.h"
 #include "services/runtime/metrics.h"
 
 namespace kvist::services {
@@ -33,7 +34,8 @@ struct FrontendState {
       : manager(std::move(manager_channel)),
         directory(std::move(directory_options), &manager, &clock),
         admission(max_running_requests),
-        implicit(DrawName(random, "implicit-") + "-", ImplicitSessions::Limits()),
+        implicit(std::string(kImplicitSessionPrefix) + DrawName(random, "") + "-",
+                 ImplicitSessions::Limits()),
         metrics(registry) {}
 
   SystemClock clock;

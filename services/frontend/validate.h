@@ -45,8 +45,6 @@ absl::Status ValidateText(std::string_view field, std::string_view value);
 // Each in [0, vocab).
 absl::Status ValidateIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab);
 
-inline constexpr std::string_view kImplicitSessionPrefix = "implicit-";
-
 }  // namespace kvist::services
 
 #endif  // KVIST_SERVICES_FRONTEND_VALIDATE_H_
