@@ -45,10 +45,11 @@ void RoutingChooser::Locate() {
   }
   request.set_kv_format(request_.kv_format);
   request.set_block_tokens(request_.block_tokens);
+  const MonotonicTime asked_at = state_->clock.Now();
   const auto response = state_->manager.Locate(request);
   if (!response.ok()) return;  // the request goes on by what this frontend knows
   for (const v1::WorkerMatch& match : response->workers()) {
-    state_->directory.Learn(match.worker());
+    state_->directory.Learn(match.worker(), asked_at);
     matched_tokens_[match.worker().worker_id()] =
         std::clamp<int64_t>(match.matched_tokens(), 0, request_.prompt_tokens);
   }
