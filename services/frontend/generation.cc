@@ -129,7 +129,8 @@ class Generation {
     base.set_tenant_salt(
         cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value()));
     base.mutable_prompt_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
-    *base.mutable_sampling() = ResolveSampling(request_, record_.sampling().seed());
+    *base.mutable_sampling() =
+        ResolveSampling(request_, model_->sampling_defaults(), record_.sampling().seed());
     *base.mutable_stop() =
         ResolveStop(request_.stop, model_->limits().context_tokens - prompt_tokens);
     *base.mutable_cache() =

@@ -23,6 +23,7 @@ struct RoleClusterOptions {
   int workers = 1;
   int32_t max_running_requests = 64;
   int32_t num_blocks = 512;  // of each worker
+  worker::SamplingDefaults sampling_defaults;
 };
 
 // How fast a worker runs. Thread-safe.
@@ -52,7 +53,8 @@ class Pace {
 // clients.
 class RoleCluster {
  public:
-  explicit RoleCluster(const RoleClusterOptions& options = {}) {
+  explicit RoleCluster(const RoleClusterOptions& options = {})
+      : sampling_defaults_(options.sampling_defaults) {
     CacheManagerServerOptions manager_options;
     manager_options.server.role = "cache-manager";
     manager = CacheManagerServer::Start(manager_options).value();
@@ -113,6 +115,7 @@ class RoleCluster {
     backend.num_blocks = num_blocks;
     backend.vocab = kLetterVocabularySize;
     backend.context_tokens = 1024;
+    backend.sampling_defaults = sampling_defaults_;
     auto control = std::make_shared<worker::HashBackendControl>();
     control->on_run = [this](const worker::Batch&) { pace.Step(); };
     WorkerServerOptions options;
@@ -129,6 +132,9 @@ class RoleCluster {
   std::unique_ptr<CacheManagerServer> manager;
   std::vector<std::unique_ptr<WorkerServer>> workers;
   std::unique_ptr<FrontendServer> frontend;
+
+ private:
+  const worker::SamplingDefaults sampling_defaults_;
 };
 
 }  // namespace kvist::services

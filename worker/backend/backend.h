@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "worker/backend/batch.h"
 #include "worker/kv/layout.h"
+#include "worker/model/sampling_defaults.h"
 
 namespace kvist::worker {
 
@@ -26,6 +27,7 @@ struct ModelFacts {
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // bytes read per decode step
   std::vector<LayerGroup> groups;
+  SamplingDefaults sampling_defaults;  // of the file, for chats
 };
 
 // One KV pool of the backend: its arena has num_blocks blocks of layout.block_bytes().

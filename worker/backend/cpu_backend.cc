@@ -133,6 +133,7 @@ absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& option
   const ModelConfig& config = backend.config;
   KVIST_RETURN_IF_ERROR(
       CheckRange("context_tokens", options.context_tokens, 0, config.context_tokens));
+  KVIST_ASSIGN_OR_RETURN(backend.facts.sampling_defaults, ReadSamplingDefaults(file, config.vocab));
   backend.limits = {.vocab = config.vocab,
                     .context_tokens = options.context_tokens != 0
                                           ? options.context_tokens
@@ -167,7 +168,7 @@ absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
 }
 
 absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& backend) {
-  ModelFacts facts;
+  ModelFacts facts = backend.facts;  // what ReadOptions found
   facts.architecture = backend.config.architecture;
   facts.name = facts.architecture;
   if (file.FindValue("general.name") != nullptr) {

@@ -82,6 +82,26 @@ TEST(CpuBackendTest, RowsBehindTheLastTokenAreNeitherGivenNorTaken) {
   }
 }
 
+TEST(CpuBackendTest, TellsTheFilesSamplingDefaultsAndRefusesBadOnes) {
+  TinyFile tiny("llama");
+  tiny.numbers = {{"general.sampling.temp", 0.25f}, {"general.sampling.min_p", 0.1f}};
+  const auto create = [&] {
+    const std::string bytes = tiny.Build();
+    const auto file = gguf::File::Parse(AsBytes(bytes));
+    EXPECT_TRUE(file.ok()) << file.status();
+    return worker::CreateCpuBackend(**file, TinyOptions());
+  };
+  const auto backend = create();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->model().sampling_defaults,
+            (worker::SamplingDefaults{.temperature = 0.25f, .min_p = 0.1f}));
+  EXPECT_EQ((*backend)->model().vocab, 40);
+  tiny.numbers["general.sampling.min_p"] = 1.5f;
+  const absl::Status status = create().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("general.sampling.min_p"));
+}
+
 TEST(CpuBackendTest, SaysWhatItHolds) {
   CpuBackendOptions options = TinyOptions();
   options.threads = 2;
