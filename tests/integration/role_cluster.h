@@ -14,6 +14,7 @@
 #include "services/client/client.h"
 #include "services/frontend/frontend_server.h"
 #include "services/worker/worker_server.h"
+#include "tests/integration/background.h"
 #include "tests/services/frontend/letter_vocabulary.h"
 #include "tests/support/hash_backend.h"
 
@@ -88,18 +89,7 @@ class RoleCluster {
                : 0;
   }
 
-  // Looks every 10 ms for up to 20 s. Whether it came true.
-  static bool Until(const std::function<bool()>& condition) {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    Mutex mutex;
-    CondVar never;
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > until) return false;
-      MutexLock lock(mutex);
-      never.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(10));
-    }
-    return true;
-  }
+  static bool Until(const std::function<bool()>& condition) { return services::Until(condition); }
 
   // No request runs or waits on any worker.
   bool Idle() const {
