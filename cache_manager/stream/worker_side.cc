@@ -54,6 +54,10 @@ absl::Status WorkerSide::Receive(const ManagerMessage& message) {
     sources_.log->DropThrough(snapshot_->base_seq());
     return absl::OkStatus();
   }
+  if (std::holds_alternative<DigestRequest>(message)) {
+    last_heartbeat_ms_.reset();
+    return absl::OkStatus();
+  }
   const auto& command = std::get<EvictCommand>(message);
   KVIST_RETURN_IF_ERROR(Validate(command));
   if (outcomes_.size() >= kMaxCommandsInFlight) {

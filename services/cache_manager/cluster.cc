@@ -224,12 +224,21 @@ v1::WorkerInfo Cluster::Info(const cm::WorkerEntry& entry, int64_t now_ms) const
   return info;
 }
 
-absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& request) const {
+absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& request) {
   KVIST_ASSIGN_OR_RETURN(const auto keys,
                          KeysFromBytes("keys", request.keys(), cm::kMaxLocateKeys));
   if (request.block_tokens() < 0) return InvalidField("block_tokens", "must not be negative");
+  if (static_cast<size_t>(request.doubted_size()) > cm::kMaxWorkers) {
+    return InvalidField("doubted", absl::StrCat("more than ", cm::kMaxWorkers));
+  }
   MutexLock lock(mutex_);
   const int64_t now_ms = NowMs();
+  for (const v1::WorkerLife& life : request.doubted()) {
+    if (side_.AskForDigest(WorkerId(life.worker_id()), Incarnation(life.incarnation()), now_ms)) {
+      options_.metrics->mirror_digest_rounds_total.Increment();
+    }
+  }
+  Dispatch();
   const cm::LocateQuery query{.model_fingerprint = request.model_fingerprint(),
                               .format = request.kv_format(),
                               .block_tokens = static_cast<uint32_t>(request.block_tokens()),

@@ -57,7 +57,8 @@ class Cluster {
   void Tick(bool recount);
 
   // --- lookups. Errors: INVALID_ARGUMENT with the field named, NOT_FOUND.
-  absl::StatusOr<v1::LocateResponse> Locate(const v1::LocateRequest& request) const;
+  // Also asks the workers that the caller doubts for their digests.
+  absl::StatusOr<v1::LocateResponse> Locate(const v1::LocateRequest& request);
   v1::ListWorkersResponse ListWorkers() const;
   // NOT_FOUND if no worker holds anything of it.
   absl::StatusOr<v1::SessionMemory> MemoryOf(const SessionId& session) const;

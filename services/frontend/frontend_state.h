@@ -12,6 +12,7 @@
 #include "common/base/clock.h"
 #include "common/base/mutex.h"
 #include "services/frontend/admission.h"
+#include "services/frontend/cache_drift.h"
 #include "services/frontend/implicit_sessions.h"
 #include "services/frontend/in_flight.h"
 #include "services/frontend/lease_keeper.h"
@@ -44,6 +45,7 @@ struct FrontendState {
   ModelDirectory directory;
   Admission admission;
   InFlight in_flight;
+  CacheDrift cache_drift;
   RunningTurns running_turns;
   LeaseKeeper leases{&manager, &running_turns};
   Mutex implicit_mutex;

@@ -58,6 +58,87 @@ TEST(StreamTest, ADroppedEventIsFoundByTheDigestWithinOneRound) {
   cluster.Settle(node);
 }
 
+// How many messages of the kind are under way to the worker.
+template <typename Kind>
+size_t TakeCount(Cluster& cluster, Cluster::Node& node) {
+  size_t count = 0;
+  for (const auto& [connection, message] : cluster.manager->TakeOutgoing()) {
+    count += std::holds_alternative<Kind>(message);
+    EXPECT_TRUE(node.side.Receive(message).ok());
+  }
+  return count;
+}
+
+TEST(StreamTest, ADoubtBringsTheDigestsAtOnceAndTheySettleIt) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 17});
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  for (int i = 0; i < 50; ++i) node.worker.RandomStep();
+  cluster.Settle(node);
+  const WorkerInfo& info = node.worker.info();
+  cluster.now_ms += kHeartbeatIntervalMs;
+  node.side.Poll(cluster.now_ms, {}, kNoLimit);  // the regular heartbeat of now: lost
+  // The mirror drifts, and no heartbeat is due.
+  node.worker.Hold(SessionId("drifting"), TenantId("t"), std::vector<int32_t>(16, 77));
+  for (WorkerMessage& message : node.side.Poll(cluster.now_ms, {}, kNoLimit)) {
+    auto* batch = std::get_if<EventBatch>(&message);
+    ASSERT_TRUE(batch != nullptr);
+    for (Event& event : batch->events) {
+      if (auto* stored = std::get_if<BlockStored>(&event)) stored->key.bytes[0] ^= 1;
+    }
+    ASSERT_TRUE(cluster.manager->Receive(node.connection, message, cluster.now_ms).ok());
+  }
+  EXPECT_TRUE(node.side.Poll(cluster.now_ms, {}, kNoLimit).empty());
+  EXPECT_EQ(cluster.entry(node).drifts, 0u);
+  EXPECT_TRUE(cluster.manager->AskForDigest(info.id, info.incarnation, cluster.now_ms));
+  EXPECT_EQ(TakeCount<DigestRequest>(cluster, node), 1u);
+  for (WorkerMessage& message : node.side.Poll(cluster.now_ms, {}, kNoLimit)) {
+    EXPECT_TRUE(std::holds_alternative<Heartbeat>(message));
+    ASSERT_TRUE(cluster.manager->Receive(node.connection, message, cluster.now_ms).ok());
+  }
+  EXPECT_EQ(cluster.entry(node).drifts, 1u);
+  EXPECT_EQ(cluster.confidence(node), Confidence::kResync);
+  cluster.Settle(node);
+}
+
+TEST(StreamTest, OfADoubtedWorkerDigestsAreAskedForOnceAnIntervalAndOnlyIfItCanAnswer) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 18});
+  const WorkerInfo& info = node.worker.info();
+  const auto ask = [&](const Incarnation& incarnation) {
+    return cluster.manager->AskForDigest(info.id, incarnation, cluster.now_ms);
+  };
+  EXPECT_FALSE(ask(info.incarnation));  // never seen
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  EXPECT_FALSE(ask(info.incarnation));  // its snapshot comes anyway
+  cluster.Settle(node);
+  EXPECT_FALSE(ask(Incarnation(99)));
+  EXPECT_TRUE(ask(info.incarnation));
+  EXPECT_FALSE(ask(info.incarnation));
+  cluster.now_ms += kHeartbeatIntervalMs - 1;
+  EXPECT_FALSE(ask(info.incarnation));
+  cluster.now_ms += 1;
+  EXPECT_TRUE(ask(info.incarnation));
+  EXPECT_EQ(TakeCount<DigestRequest>(cluster, node), 2u);
+  cluster.Cut(node);
+  EXPECT_FALSE(ask(info.incarnation));
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  EXPECT_TRUE(ask(info.incarnation));
+}
+
+TEST(StreamTest, AWorkerOfTheVersionBeforeIsNotAskedForDigests) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 19});
+  node.connection = 1;
+  Hello hello = node.side.Connect(cluster.now_ms);
+  hello.protocol_version = kOldestProtocolVersion;
+  ASSERT_TRUE(cluster.manager->Receive(node.connection, hello, cluster.now_ms).ok());
+  cluster.Settle(node);
+  const WorkerInfo& info = node.worker.info();
+  EXPECT_FALSE(cluster.manager->AskForDigest(info.id, info.incarnation, cluster.now_ms));
+  EXPECT_TRUE(cluster.manager->TakeOutgoing().empty());
+}
+
 TEST(StreamTest, AnEventThatContradictsTheMirrorForcesAResync) {
   Cluster cluster;
   Cluster::Node node({.seed = 4});
