@@ -162,6 +162,7 @@ class CpuBackendBatchTest : public ::testing::Test {
     options.max_batch_tokens = 32;
     options.max_logit_rows = 4;
     options.blocks_per_pool = 8;
+    options.kv_formats = {KvFormat::kF16, KvFormat::kF32};
     options.context_tokens = 64;
     backend_ = OpenTinyModel("gemma3_a.Q4_0", options);
   }
