@@ -27,6 +27,8 @@ struct ManagerSide::Peer {
   WorkerEntry* entry = nullptr;  // the index's; never null after the first Hello
   std::optional<ConnectionId> connection;
   std::deque<Incarnation> replaced;  // earlier lives, newest last
+  uint32_t protocol_version = 0;     // of the worker
+  std::optional<int64_t> digest_asked_ms;
 
   uint64_t next_seq = 1;
   uint64_t replay_through = 0;
@@ -107,12 +109,14 @@ absl::Status ManagerSide::OnHello(ConnectionId connection, const Hello& hello, i
   if (peer.connection.has_value()) connections_.erase(*peer.connection);
   peer.entry = entry;
   peer.connection = connection;
+  peer.protocol_version = hello.protocol_version;
+  peer.digest_asked_ms.reset();
   connections_[connection] = &peer;
   entry->connected = true;
   entry->refused = false;
   entry->verified = false;
   entry->last_heard_ms = now_ms;
-  outgoing_.push_back({connection, Welcome{.protocol_version = kProtocolVersion,
+  outgoing_.push_back({connection, Welcome{.protocol_version = hello.protocol_version,
                                            .heartbeat_interval_ms = kHeartbeatIntervalMs}});
   if (is_new_life) StartOver(peer, earlier);
   // The worker cannot have sent events that it does not have: whatever they were, start from a
@@ -362,6 +366,22 @@ absl::Status ManagerSide::Send(const WorkerId& worker, EvictCommand command) {
   const RequestId request = command.request;
   peer.commands.emplace(request, std::move(command));
   return absl::OkStatus();
+}
+
+bool ManagerSide::AskForDigest(const WorkerId& worker, const Incarnation& incarnation,
+                               int64_t now_ms) {
+  const auto found = peers_.find(worker);
+  if (found == peers_.end() || found->second->entry->info.incarnation != incarnation) return false;
+  Peer& peer = *found->second;
+  const bool understands = peer.protocol_version >= 2;
+  const bool asked_just_now =
+      peer.digest_asked_ms.has_value() && now_ms - *peer.digest_asked_ms < kHeartbeatIntervalMs;
+  if (!peer.connection.has_value() || peer.resync_id != 0 || asked_just_now || !understands) {
+    return false;
+  }
+  peer.digest_asked_ms = now_ms;
+  outgoing_.push_back({*peer.connection, DigestRequest()});
+  return true;
 }
 
 }  // namespace kvist::cache_manager

@@ -58,6 +58,12 @@ class ManagerSide {
   // bounds. RESOURCE_EXHAUSTED: too many in flight. ABORTED: that request id is in flight.
   absl::Status Send(const WorkerId& worker, EvictCommand command);
 
+  // Somebody was promised blocks that were not there: the worker is to send its digests now, and if
+  // the mirror drifted, the snapshot follows. At most one in kHeartbeatIntervalMs. false: not sent,
+  // because that life of the worker is not connected, is in resync, was asked just now, or does not
+  // understand.
+  bool AskForDigest(const WorkerId& worker, const Incarnation& incarnation, int64_t now_ms);
+
   // What is to be sent, in order, and forgotten here.
   std::vector<Outgoing> TakeOutgoing() { return std::exchange(outgoing_, {}); }
   // Connections that another took the place of: close them.

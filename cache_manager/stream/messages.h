@@ -15,8 +15,9 @@
 
 namespace kvist::cache_manager {
 
-// The version spoken here. The one before is understood too, from the second version on.
-inline constexpr uint32_t kProtocolVersion = 1;
+// The version spoken here. The one before is understood too: its workers know no DigestRequest, and
+// get none.
+inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr uint32_t kOldestProtocolVersion = 1;
 
 // Worker to manager. First message of a stream.
@@ -67,10 +68,12 @@ struct Welcome {
 struct ResyncRequest {
   uint64_t resync_id = 0;
 };
+// Somebody doubts the mirror: the next heartbeat, with its digests, is due now. From version 2 on.
+struct DigestRequest {};
 // Evicts what is unreferenced of exactly one of: keys in `pool`, a session's chains in every pool
-// (blocks that others continue stay), or up to `blocks` of `pool` in the policy's order. Idempotent
-// by request id. `release`, with a session: it was deleted, so it is forgotten as well, and the
-// cause is closed.
+// (blocks that another session holds stay), or up to `blocks` of `pool` in the policy's order.
+// Idempotent by request id. `release`, with a session: it was deleted, so it is forgotten as well,
+// and the cause is closed.
 struct EvictCommand {
   Incarnation incarnation;  // the worker's life that is meant
   uint64_t intent_version = 0;
@@ -81,7 +84,7 @@ struct EvictCommand {
   bool release = false;
   uint32_t blocks = 0;
 };
-using ManagerMessage = std::variant<Welcome, ResyncRequest, EvictCommand>;
+using ManagerMessage = std::variant<Welcome, ResyncRequest, DigestRequest, EvictCommand>;
 
 }  // namespace kvist::cache_manager
 

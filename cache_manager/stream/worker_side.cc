@@ -54,6 +54,10 @@ absl::Status WorkerSide::Receive(const ManagerMessage& message) {
     sources_.log->DropThrough(snapshot_->base_seq());
     return absl::OkStatus();
   }
+  if (std::holds_alternative<DigestRequest>(message)) {
+    last_heartbeat_ms_.reset();
+    return absl::OkStatus();
+  }
   const auto& command = std::get<EvictCommand>(message);
   KVIST_RETURN_IF_ERROR(Validate(command));
   if (outcomes_.size() >= kMaxCommandsInFlight) {
@@ -111,10 +115,10 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
   return outcome;
 }
 
-// From the tails on, so that only blocks go that nothing continues. Unnamed tails of answers go
-// where they can only be this session's: behind keys that no other session holds. Others stay to be
-// evicted for room, as does the tail of a session without a full block, whose root is not known
-// here.
+// From the tail on, so that only blocks go that nothing continues, and down to what another session
+// holds: that one may end there, so that in the pool the block looks like a tail of this one.
+// Unnamed tails of answers go behind the same keys. Others stay to be evicted for room, as does the
+// tail of a session without a full block, whose root is not known here.
 void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outcome) {
   const EvictionCause cause = command.release ? EvictionCause::kClosed : EvictionCause::kCommand;
   for (size_t i = 0; i < sources_.pools.size(); ++i) {
@@ -123,8 +127,9 @@ void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outco
     const auto chain = sources_.sessions->Chain(command.session, index);
     const size_t shared = sources_.sessions->SharedBlocks(command.session, index);
     for (size_t k = chain.size(); k-- > 0;) {
-      if (k >= shared) pool.EvictPartials(chain[k], cause);
-      if (pool.Evict(chain[k], cause)) {
+      const bool own = k >= shared;
+      if (own) pool.EvictPartials(chain[k], cause);
+      if (own && pool.Evict(chain[k], cause)) {
         ++outcome.evicted_blocks;
       } else if (pool.Contains(chain[k])) {
         ++outcome.left_blocks;

@@ -75,9 +75,26 @@ class Server final : public CacheManagerServer {
       if (tick % kTicksPerExpiry == 0) {
         for (const SessionId& expired : book_.DeleteExpired()) cluster_.ReleaseSession(expired);
       }
+      ReleaseLeftovers();
       const auto stored = book_.Count();
       if (stored.ok()) metrics_.sessions_stored.Set(static_cast<double>(*stored));
     }
+  }
+
+  // A worker that was away when a session was deleted does not know. A request that still runs
+  // ends first: its frontend may know nothing of the deletion either.
+  void ReleaseLeftovers() {
+    const auto page = cluster_.NextUnchecked(kMaxSessionChecksPerTick);
+    if (!page.has_value()) return;
+    bool again = false;
+    for (const Cluster::HeldSession& held : page->sessions) {
+      const absl::StatusOr<bool> gone = book_.IsGone(held.id);
+      if (!gone.ok()) return;  // the next tick asks again
+      if (!*gone) continue;
+      again |= held.active;
+      if (!held.active && !cluster_.ReleaseSessionOn(page->worker, held.id).ok()) return;
+    }
+    cluster_.Checked(*page, again);
   }
 
   const SystemClock system_clock_;

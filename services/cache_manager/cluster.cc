@@ -4,6 +4,7 @@
 #include <array>
 #include <variant>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cache_manager/accounting.h"
 #include "cache_manager/limits.h"
@@ -54,6 +55,10 @@ absl::StatusOr<cm::EvictCommand> CommandOf(const v1::EvictRequest& request) {
   return InvalidField("what", "must be session, keys or count");
 }
 
+cm::EvictCommand ReleaseCommand(const SessionId& session) {
+  return {.request = RequestId(DrawId("release-")), .session = session, .release = true};
+}
+
 }  // namespace
 
 Cluster::Cluster(const Options& options) : options_(options), side_(&index_) {}
@@ -97,6 +102,7 @@ absl::Status Cluster::Receive(cm::ConnectionId id, const v1::WorkerMessage& mess
     if (status.ok() && message.has_hello()) {
       const WorkerId worker(message.hello().worker_id());
       descriptions_[worker] = std::move(description);
+      unchecked_[worker] = Unchecked();
       ForgetOthersAt(message.hello().address(), worker);
     }
   } else {
@@ -167,6 +173,7 @@ void Cluster::ForgetLost(int64_t now_ms) {
            (!entry->connected && entry->LivenessAt(now_ms) == cm::Liveness::kLost);
   };
   absl::erase_if(descriptions_, [&](const auto& row) { return gone(row.first); });
+  absl::erase_if(unchecked_, [&](const auto& row) { return gone(row.first); });
   absl::erase_if(confidence_, [&](const auto& row) {
     if (!gone(row.first)) return false;
     options_.metrics->mirror_confidence.Remove(row.second);
@@ -217,12 +224,21 @@ v1::WorkerInfo Cluster::Info(const cm::WorkerEntry& entry, int64_t now_ms) const
   return info;
 }
 
-absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& request) const {
+absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& request) {
   KVIST_ASSIGN_OR_RETURN(const auto keys,
                          KeysFromBytes("keys", request.keys(), cm::kMaxLocateKeys));
   if (request.block_tokens() < 0) return InvalidField("block_tokens", "must not be negative");
+  if (static_cast<size_t>(request.doubted_size()) > cm::kMaxWorkers) {
+    return InvalidField("doubted", absl::StrCat("more than ", cm::kMaxWorkers));
+  }
   MutexLock lock(mutex_);
   const int64_t now_ms = NowMs();
+  for (const v1::WorkerLife& life : request.doubted()) {
+    if (side_.AskForDigest(WorkerId(life.worker_id()), Incarnation(life.incarnation()), now_ms)) {
+      options_.metrics->mirror_digest_rounds_total.Increment();
+    }
+  }
+  Dispatch();
   const cm::LocateQuery query{.model_fingerprint = request.model_fingerprint(),
                               .format = request.kv_format(),
                               .block_tokens = static_cast<uint32_t>(request.block_tokens()),
@@ -417,12 +433,54 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
 
 void Cluster::ReleaseSession(const SessionId& session) {
   MutexLock lock(mutex_);
-  cm::EvictCommand command{
-      .request = RequestId(DrawId("release-")), .session = session, .release = true};
-  // One that cannot take it has its blocks as cache that nobody continues: the policy's first
-  // victims.
-  for (const WorkerId& worker : ConnectedWorkers()) side_.Send(worker, command).IgnoreError();
+  // One that is away is looked through when it comes back.
+  for (const WorkerId& worker : ConnectedWorkers()) {
+    side_.Send(worker, ReleaseCommand(session)).IgnoreError();
+  }
   Dispatch();
+}
+
+absl::Status Cluster::ReleaseSessionOn(const WorkerId& worker, const SessionId& session) {
+  MutexLock lock(mutex_);
+  const absl::Status status = side_.Send(worker, ReleaseCommand(session));
+  Dispatch();
+  return status;
+}
+
+std::optional<Cluster::HeldPage> Cluster::NextUnchecked(size_t limit) const {
+  MutexLock lock(mutex_);
+  const int64_t now_ms = NowMs();
+  for (const auto& [worker, unchecked] : unchecked_) {
+    const cm::WorkerEntry* entry = index_.Find(worker);
+    if (entry == nullptr || entry->ConfidenceAt(now_ms) != cm::Confidence::kExact) continue;
+    const auto rows =
+        cm::ListSessions(index_, {.worker = worker, .after = unchecked.after, .limit = limit});
+    if (!rows.ok()) continue;
+    HeldPage page{.worker = worker, .after = unchecked.after};
+    for (const cm::ListedSession& row : *rows) {
+      if (absl::StartsWith(row.session.value(), ToAbsl(kImplicitSessionPrefix))) continue;
+      page.sessions.push_back({row.session, row.phase == cm::SessionPhase::kActive});
+    }
+    if (rows->size() == limit) page.last = rows->back().session;
+    return page;
+  }
+  return std::nullopt;
+}
+
+void Cluster::Checked(const HeldPage& page, bool again) {
+  MutexLock lock(mutex_);
+  const auto found = unchecked_.find(page.worker);
+  // It came again meanwhile: from the beginning.
+  if (found == unchecked_.end() || found->second.after != page.after) return;
+  Unchecked& unchecked = found->second;
+  unchecked.again |= again;
+  if (!page.last.empty()) {
+    unchecked.after = page.last;
+  } else if (unchecked.again) {
+    unchecked = Unchecked();
+  } else {
+    unchecked_.erase(found);
+  }
 }
 
 }  // namespace kvist::services

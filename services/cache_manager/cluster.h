@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,7 +57,8 @@ class Cluster {
   void Tick(bool recount);
 
   // --- lookups. Errors: INVALID_ARGUMENT with the field named, NOT_FOUND.
-  absl::StatusOr<v1::LocateResponse> Locate(const v1::LocateRequest& request) const;
+  // Also asks the workers that the caller doubts for their digests.
+  absl::StatusOr<v1::LocateResponse> Locate(const v1::LocateRequest& request);
   v1::ListWorkersResponse ListWorkers() const;
   // NOT_FOUND if no worker holds anything of it.
   absl::StatusOr<v1::SessionMemory> MemoryOf(const SessionId& session) const;
@@ -73,6 +75,27 @@ class Cluster {
                                           std::chrono::steady_clock::time_point deadline);
   // Tells every connected worker that the session was deleted. Waits for nothing.
   void ReleaseSession(const SessionId& session);
+  // The same to one worker. Errors as ManagerSide::Send.
+  absl::Status ReleaseSessionOn(const WorkerId& worker, const SessionId& session);
+
+  // --- sessions deleted while a worker was away: what it holds is looked up once after each Hello
+  struct HeldSession {
+    SessionId id;
+    bool active = false;  // a request of it runs
+  };
+  struct HeldPage {
+    WorkerId worker;
+    SessionId after;                    // where the page begins
+    std::vector<HeldSession> sessions;  // by id, implicit ones left out
+    SessionId last;                     // where the next one begins; empty: it was the last
+  };
+  // Of a worker whose mirror is exact and was not looked through since it came: the next sessions,
+  // `limit` at most. The same again until Checked. nullopt: nothing to look at now. O(sessions of
+  // the worker). REQUIRES: limit is 1 .. kMaxPageItems.
+  std::optional<HeldPage> NextUnchecked(size_t limit) const;
+  // The page was looked through. `again`: something in it has to wait, so the worker is looked
+  // through once more after its last page.
+  void Checked(const HeldPage& page, bool again);
 
  private:
   using OutcomeKey = std::pair<WorkerId, RequestId>;
@@ -102,6 +125,12 @@ class Cluster {
   absl::flat_hash_map<cache_manager::ConnectionId, std::shared_ptr<WorkerConnection>> connections_
       ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<WorkerId, WorkerDescription> descriptions_ ABSL_GUARDED_BY(mutex_);
+  // Workers that came, and how far their sessions were looked through.
+  struct Unchecked {
+    SessionId after;
+    bool again = false;
+  };
+  absl::flat_hash_map<WorkerId, Unchecked> unchecked_ ABSL_GUARDED_BY(mutex_);
   // The series that there are.
   absl::flat_hash_map<WorkerId, prometheus::Gauge*> confidence_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<OutcomeKey> awaited_ ABSL_GUARDED_BY(mutex_);

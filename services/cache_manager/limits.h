@@ -29,6 +29,9 @@ inline constexpr int kTicksPerRecount = 20;
 // transaction).
 inline constexpr int kTicksPerExpiry = 120;
 inline constexpr size_t kMaxExpiredPerRound = 256;
+// Sessions of workers that came back are looked up in the store, so many a tick: some milliseconds,
+// and half of the commands that may be in flight to a worker.
+inline constexpr size_t kMaxSessionChecksPerTick = 128;
 // Tries of a compare-and-set that lost to another change of the same session.
 inline constexpr int kMaxWriteTries = 4;
 

@@ -360,6 +360,13 @@ absl::Status TurnBook::Delete(const v1::DeleteSessionRequest& request) {
 
 bool TurnBook::Knows(const SessionId& id) { return store_->Summarize(id).ok(); }
 
+absl::StatusOr<bool> TurnBook::IsGone(const SessionId& id) {
+  const absl::Status status = store_->Summarize(id).status();
+  if (status.ok()) return false;
+  if (absl::IsNotFound(status)) return true;
+  return status;
+}
+
 std::vector<SessionId> TurnBook::DeleteExpired() {
   auto expired = store_->DeleteExpired(NowMs(), kMaxExpiredPerRound);
   if (expired.ok()) return *std::move(expired);

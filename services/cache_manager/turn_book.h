@@ -42,6 +42,9 @@ class TurnBook {
 
   // Whether there is such a session.
   bool Knows(const SessionId& id);
+  // Whether the store surely has no such session (one that has expired is there until it is
+  // erased). UNAVAILABLE, DATA_LOSS: nobody can say.
+  absl::StatusOr<bool> IsGone(const SessionId& id);
   // Erases sessions whose time to live has passed and returns them.
   std::vector<SessionId> DeleteExpired();
   absl::StatusOr<int64_t> Count() { return store_->Count(); }

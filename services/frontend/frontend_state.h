@@ -12,6 +12,7 @@
 #include "common/base/clock.h"
 #include "common/base/mutex.h"
 #include "services/frontend/admission.h"
+#include "services/frontend/cache_drift.h"
 #include "services/frontend/implicit_sessions.h"
 #include "services/frontend/in_flight.h"
 #include "services/frontend/lease_keeper.h"
@@ -21,6 +22,7 @@
 #include "services/frontend/relay.h"
 #include "services/frontend/routing/router.h"
 #include "services/frontend/running_turns.h"
+#include "services/runtime/id_syntax.h"
 #include "services/runtime/metrics.h"
 
 namespace kvist::services {
@@ -33,7 +35,8 @@ struct FrontendState {
       : manager(std::move(manager_channel)),
         directory(std::move(directory_options), &manager, &clock),
         admission(max_running_requests),
-        implicit(DrawName(random, "implicit-") + "-", ImplicitSessions::Limits()),
+        implicit(std::string(kImplicitSessionPrefix) + DrawName(random, "") + "-",
+                 ImplicitSessions::Limits()),
         metrics(registry) {}
 
   SystemClock clock;
@@ -42,6 +45,7 @@ struct FrontendState {
   ModelDirectory directory;
   Admission admission;
   InFlight in_flight;
+  CacheDrift cache_drift;
   RunningTurns running_turns;
   LeaseKeeper leases{&manager, &running_turns};
   Mutex implicit_mutex;

@@ -9,6 +9,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "cache_manager/block_key.h"
+#include "common/base/logging.h"
 #include "common/base/status.h"
 #include "services/frontend/response_sink.h"
 #include "services/frontend/routing_chooser.h"
@@ -129,7 +130,8 @@ class Generation {
     base.set_tenant_salt(
         cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value()));
     base.mutable_prompt_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
-    *base.mutable_sampling() = ResolveSampling(request_, record_.sampling().seed());
+    *base.mutable_sampling() =
+        ResolveSampling(request_, model_->sampling_defaults(), record_.sampling().seed());
     *base.mutable_stop() =
         ResolveStop(request_.stop, model_->limits().context_tokens - prompt_tokens);
     *base.mutable_cache() =
@@ -237,11 +239,29 @@ class Generation {
     metrics.generation_tokens_total.Increment(static_cast<double>(result.generated.size()));
     metrics.prompt_tokens_cached_total.Increment(
         static_cast<double>(finished.usage().cached_tokens()));
-    metrics.prompt_tokens_located_total.Increment(static_cast<double>(result.located_tokens));
+    ComparePromise(result);
     if (result.attempts > 1) metrics.request_replays_total.Increment(result.attempts - 1);
     if (result.generated.empty()) return;
     metrics.time_to_first_token_seconds.Observe(finished.timings().time_to_first_token_ms() / 1e3);
     metrics.request_queue_time_seconds.Observe(finished.timings().queue_ms() / 1e3);
+  }
+
+  // What the mirror promised against what the worker found. Only where both are of one prompt on
+  // one worker, and the worker told: not after a replay or the cut of a stop string.
+  void ComparePromise(const RelayResult& result) {
+    if (!result.has_usage || result.attempts != 1) return;
+    // The last token is computed always.
+    const int64_t promised =
+        std::min(result.located_tokens, static_cast<int64_t>(prompt_ids_.size()) - 1);
+    state_.metrics.prompt_tokens_located_total.Increment(static_cast<double>(promised));
+    if (promised < 1) return;
+    const bool doubted = state_.cache_drift.Record(
+        result.worker_id, result.worker_incarnation,
+        {.promised_tokens = promised, .found_tokens = result.usage.cached_tokens()});
+    if (doubted) {
+      LogWarning("worker {} had less than {} % of the cached tokens that its mirror promised",
+                 result.worker_id, CacheDrift::kLeastPercent);
+    }
   }
 
   FrontendState& state_;

@@ -72,20 +72,21 @@ void ModelDirectory::Loop() {
 
 void ModelDirectory::PollManager() {
   if (!manager_->configured()) return;
+  const MonotonicTime asked_at = clock_->Now();
   const auto listed = manager_->ListWorkers();
-  const MonotonicTime now = clock_->Now();
   MutexLock lock(mutex_);
   if (!listed.ok()) {
     // Nobody can say who is gone: the last known workers stay.
-    for (auto& [id, entry] : workers_) entry.seen_at = now;
+    for (auto& [id, entry] : workers_) entry.seen_at = clock_->Now();
     return;
   }
-  for (const v1::WorkerInfo& info : listed->workers()) LearnLocked(info, now);
+  for (const v1::WorkerInfo& info : listed->workers()) LearnLocked(info, asked_at);
 }
 
 void ModelDirectory::PollFixed(const std::string& address) {
   auto& stub = fixed_[address];
   if (stub == nullptr) stub = v1::Worker::NewStub(ConnectTo(address));
+  const MonotonicTime asked_at = clock_->Now();
   const auto load =
       Ask(*stub, &v1::Worker::StubInterface::GetLoad, v1::GetLoadRequest(), kLoadDeadline);
   if (!load.ok()) return;
@@ -101,7 +102,7 @@ void ModelDirectory::PollFixed(const std::string& address) {
     if (known != workers_.end() && known->second.worker.incarnation == info.incarnation()) {
       info.set_model_fingerprint(known->second.worker.fingerprint);
       info.set_context_tokens(known->second.worker.context_tokens);
-      LearnLocked(info, clock_->Now());
+      LearnLocked(info, asked_at);
       return;
     }
   }
@@ -116,43 +117,47 @@ void ModelDirectory::PollFixed(const std::string& address) {
   info.set_model_fingerprint(model->fingerprint());
   info.set_context_tokens(model->context_tokens());
   MutexLock lock(mutex_);
-  LearnLocked(info, clock_->Now());
+  LearnLocked(info, asked_at);
 }
 
-void ModelDirectory::Learn(const v1::WorkerInfo& info) {
+void ModelDirectory::Learn(const v1::WorkerInfo& info, MonotonicTime asked_at) {
   MutexLock lock(mutex_);
-  LearnLocked(info, clock_->Now());
+  LearnLocked(info, asked_at);
 }
 
-void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime now) {
-  // A worker that was started again under a drawn name has the address of the one that is no more:
-  // the one that is connected lives, or else the one that was heard later.
-  const auto heard_at = now - milliseconds(std::max<int64_t>(0, info.lag_ms()));
-  const auto has_its_place = [&](const auto& other) {
-    return other.first != info.worker_id() && other.second.worker.address == info.address();
+void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked_at) {
+  // Who told us was asked at asked_at and answered later, so the worker was heard at this time or
+  // after it. The time of the answer would make one that died meanwhile look alive.
+  const auto heard_at = asked_at - milliseconds(std::max<int64_t>(0, info.lag_ms()));
+  // A worker that was started again has the address of the one that is no more, or its name, or
+  // both. A dead one is not heard again, but it may be called connected for a while after its death
+  // (nobody noticed yet), and its successor unconnected.
+  const auto in_its_place = [&](const auto& other) {
+    const KnownWorker& rival = other.second.worker;
+    const bool same_life =
+        other.first == info.worker_id() && rival.incarnation == info.incarnation();
+    return !same_life && (other.first == info.worker_id() || rival.address == info.address());
   };
   for (const auto& other : workers_) {
     const KnownWorker& rival = other.second.worker;
-    if (has_its_place(other) &&
-        std::tie(rival.connected, rival.heard_at) > std::make_tuple(info.connected(), heard_at)) {
-      workers_.erase(info.worker_id());
+    if (in_its_place(other) &&
+        std::tie(rival.heard_at, rival.connected) > std::make_tuple(heard_at, info.connected())) {
       return;
     }
   }
-  absl::erase_if(workers_, has_its_place);
+  absl::erase_if(workers_, in_its_place);
   Entry& entry = workers_[info.worker_id()];
   KnownWorker& worker = entry.worker;
-  entry.seen_at = now;
-  if (worker.incarnation != info.incarnation()) worker.failed_until = MonotonicTime();
+  entry.seen_at = asked_at;
   worker.id = info.worker_id();
   worker.incarnation = info.incarnation();
   worker.fingerprint = info.model_fingerprint();
   worker.context_tokens = info.context_tokens();
   worker.load = info.load();
-  worker.load_at = now - milliseconds(std::max<int64_t>(0, info.load_age_ms()));
+  worker.load_at = asked_at - milliseconds(std::max<int64_t>(0, info.load_age_ms()));
   worker.suspect = info.suspect();
   worker.connected = info.connected();
-  worker.heard_at = heard_at;
+  worker.heard_at = std::max(worker.heard_at, heard_at);
   if (worker.stub == nullptr || worker.address != info.address()) {
     worker.address = info.address();
     worker.stub = v1::Worker::NewStub(ConnectTo(worker.address));

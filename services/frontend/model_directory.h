@@ -36,7 +36,7 @@ struct KnownWorker {
   MonotonicTime load_at;  // when the worker made that report
   bool suspect = false;
   bool connected = false;  // to the manager, or it answered us itself
-  MonotonicTime heard_at;  // by whoever told us
+  MonotonicTime heard_at;  // by whoever told us, at the earliest
   MonotonicTime
       failed_until;  // an attempt on it failed a moment ago: not chosen if there is another
   std::shared_ptr<v1::Worker::StubInterface> stub;
@@ -70,9 +70,10 @@ class ModelDirectory {
   // That serve the model, by id.
   std::vector<KnownWorker> WorkersOf(const std::string& fingerprint) const;
   std::vector<v1::Model> Models() const;
-  // News by the way, from Locate. Of two workers with one address (one was started again under
-  // another name) only the one that lives is kept.
-  void Learn(const v1::WorkerInfo& info);
+  // News by the way, from Locate, which was called at `asked_at`. Of two lives with one address or
+  // one name (a worker was started again) only the one that was heard last is kept: it is the later
+  // one, whatever else is said of the two.
+  void Learn(const v1::WorkerInfo& info, MonotonicTime asked_at);
   // An attempt failed: other workers are preferred for a moment.
   void MarkFailed(const std::string& worker_id, uint64_t incarnation);
 
@@ -86,7 +87,7 @@ class ModelDirectory {
   void PollFixed(const std::string& address);
   void FetchModels();
   void ForgetAndTell();
-  void LearnLocked(const v1::WorkerInfo& info, MonotonicTime now)
+  void LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked_at)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const ModelDirectoryOptions options_;

@@ -42,7 +42,6 @@ class Relay {
         if (!WaitForWorkers(worker.status())) return std::move(result_);
         continue;
       }
-      if (attempt_ == 0) result_.located_tokens = worker->located_tokens;
       const size_t before = result_.generated.size();
       taken_ = false;
       const End end = RunAttempt(*worker);
@@ -166,6 +165,8 @@ class Relay {
       taken_ = true;
       ++result_.attempts;
       result_.worker_id = worker.id;
+      result_.worker_incarnation = worker.incarnation;
+      if (result_.attempts == 1) result_.located_tokens = worker.located_tokens;
       if (result_.attempts == 1 && !sink_.OnStarted(worker.id)) return ClientGone();
     }
     switch (message.event_case()) {
@@ -240,6 +241,7 @@ class Relay {
 
   End EndOfStream(const absl::Status& status, const ChosenWorker& worker) {
     if (finished_.has_value()) {
+      result_.has_usage = true;
       result_.usage = finished_->usage();
       result_.timings = finished_->timings();
       const v1::FinishReason reason = finished_->reason();

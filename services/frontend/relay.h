@@ -81,11 +81,13 @@ struct RelayResult {
   absl::Status status;  // not OK: how the call ends
   v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
   std::vector<int32_t> generated;  // passed to the sink
+  bool has_usage = false;          // a worker finished and told the usage
   v1::Usage usage;                 // of the worker that finished
   v1::Timings timings;             // the same
   uint32_t attempts = 0;           // workers that took the request
   std::string worker_id;           // the last of them
-  int64_t located_tokens = 0;      // at the first choice
+  uint64_t worker_incarnation = 0;
+  int64_t located_tokens = 0;  // promised on the first of them
   MonotonicTime first_token_at;
   MonotonicTime last_token_at;
 };

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "services/frontend/wire.h"
 
 namespace kvist::services {
 namespace {
@@ -92,6 +93,8 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ServedModel::Create(
   model->limits_ = {.vocab = model->tokenizer_->size(),
                     .context_tokens = response.context_tokens(),
                     .kv_formats = {response.kv_formats().begin(), response.kv_formats().end()}};
+  model->sampling_defaults_ = FromWire(response.sampling_defaults());
+  KVIST_RETURN_IF_ERROR(ValidateSamplingDefaults(model->sampling_defaults_, model->limits_.vocab));
   return model;
 }
 

@@ -22,7 +22,8 @@ namespace kvist::services {
 // Immutable; Thread-safe.
 class ServedModel {
  public:
-  // Checks the vocabulary as data of another process. INVALID_ARGUMENT naming what is wrong.
+  // Checks vocabulary and defaults as data of another process. INVALID_ARGUMENT naming what is
+  // wrong.
   static absl::StatusOr<std::shared_ptr<const ServedModel>> Create(
       const v1::GetModelResponse& response);
 
@@ -39,6 +40,8 @@ class ServedModel {
   const std::string& name() const { return facts_.name(); }
   int32_t block_tokens() const { return facts_.block_tokens(); }
   const ModelLimits& limits() const { return limits_; }
+  // How the model's file wants chats to be sampled, where it says so.
+  const SamplingChoice& sampling_defaults() const { return sampling_defaults_; }
   // As ListModels tells it, without the count of workers.
   v1::Model Describe() const;
 
@@ -47,6 +50,7 @@ class ServedModel {
 
   v1::GetModelResponse facts_;  // without the vocabulary
   ModelLimits limits_;
+  SamplingChoice sampling_defaults_;
   std::unique_ptr<const text::Tokenizer> tokenizer_;
   std::optional<text::ChatEncoder> chat_;
   std::string chat_format_;

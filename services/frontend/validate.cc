@@ -60,6 +60,12 @@ absl::Status CheckSampling(const SamplingChoice& sampling) {
                                kMaxTopLogprobs);
 }
 
+absl::Status CheckTopK(const SamplingChoice& sampling, int64_t vocab) {
+  if (sampling.top_k.value_or(0) <= vocab) return absl::OkStatus();
+  return InvalidField("sampling.top_k", absl::StrCat("must be from 0 to ", vocab,
+                                                     " (the vocabulary); it is ", *sampling.top_k));
+}
+
 absl::Status CheckStop(const StopChoice& stop) {
   const int64_t most = stop.max_new_tokens.value_or(kDefaultMaxNewTokens);
   if (most < 1) {
@@ -179,16 +185,17 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
                                kMaxAbsolutePriority);
 }
 
+absl::Status ValidateSamplingDefaults(const SamplingChoice& defaults, int64_t vocab) {
+  KVIST_RETURN_IF_ERROR(CheckSampling(defaults));
+  return CheckTopK(defaults, vocab);
+}
+
 absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model) {
   if (const auto* ids = std::get_if<IdsPrompt>(&request.prompt)) {
     KVIST_RETURN_IF_ERROR(ValidateIds("prompt.ids", ids->ids, model.vocab));
   }
   KVIST_RETURN_IF_ERROR(ValidateIds("stop.stop_ids", request.stop.stop_ids, model.vocab));
-  if (request.sampling.top_k.value_or(0) > model.vocab) {
-    return InvalidField("sampling.top_k",
-                        absl::StrCat("must be from 0 to ", model.vocab, " (the vocabulary); it is ",
-                                     *request.sampling.top_k));
-  }
+  KVIST_RETURN_IF_ERROR(CheckTopK(request.sampling, model.vocab));
   return ValidateKvFormat(request.cache.kv_format, model);
 }
 

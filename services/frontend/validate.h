@@ -25,6 +25,9 @@ struct ModelLimits {
 // with the field named; OUT_OF_RANGE for an empty prompt or one beyond the limit of bytes, messages
 // or ids.
 absl::Status ValidateRequest(const InferenceRequest& request);
+// A model's own defaults, as data of another process: ranges, NaN, top_k within the vocabulary.
+// INVALID_ARGUMENT with the field named.
+absl::Status ValidateSamplingDefaults(const SamplingChoice& defaults, int64_t vocab);
 // What needs the model: ids and top_k within the vocabulary, the KV format served.
 // REQUIRES: ValidateRequest was OK.
 absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model);
@@ -44,8 +47,6 @@ absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds);
 absl::Status ValidateText(std::string_view field, std::string_view value);
 // Each in [0, vocab).
 absl::Status ValidateIds(std::string_view field, std::span<const int32_t> ids, int64_t vocab);
-
-inline constexpr std::string_view kImplicitSessionPrefix = "implicit-";
 
 }  // namespace kvist::services
 

@@ -27,7 +27,19 @@ Prompt PromptFromWire(const v1::GenerateRequest& request) {
   return std::monostate{};
 }
 
-SamplingChoice SamplingFromWire(const v1::SamplingParams& wire) {
+StopChoice StopFromWire(const v1::StopParams& wire) {
+  StopChoice stop;
+  if (wire.has_max_new_tokens()) stop.max_new_tokens = wire.max_new_tokens();
+  if (wire.has_min_new_tokens()) stop.min_new_tokens = wire.min_new_tokens();
+  stop.stop_ids.assign(wire.stop_ids().begin(), wire.stop_ids().end());
+  stop.stop_strings.assign(wire.stop_strings().begin(), wire.stop_strings().end());
+  stop.ignore_model_stops = wire.ignore_model_stops();
+  return stop;
+}
+
+}  // namespace
+
+SamplingChoice FromWire(const v1::SamplingParams& wire) {
   SamplingChoice sampling;
   if (wire.has_temperature()) sampling.temperature = wire.temperature();
   if (wire.has_top_k()) sampling.top_k = wire.top_k();
@@ -41,18 +53,6 @@ SamplingChoice SamplingFromWire(const v1::SamplingParams& wire) {
   return sampling;
 }
 
-StopChoice StopFromWire(const v1::StopParams& wire) {
-  StopChoice stop;
-  if (wire.has_max_new_tokens()) stop.max_new_tokens = wire.max_new_tokens();
-  if (wire.has_min_new_tokens()) stop.min_new_tokens = wire.min_new_tokens();
-  stop.stop_ids.assign(wire.stop_ids().begin(), wire.stop_ids().end());
-  stop.stop_strings.assign(wire.stop_strings().begin(), wire.stop_strings().end());
-  stop.ignore_model_stops = wire.ignore_model_stops();
-  return stop;
-}
-
-}  // namespace
-
 InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& principal) {
   InferenceRequest plain;
   plain.principal = principal;
@@ -60,21 +60,24 @@ InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& p
   plain.model = request.model();
   plain.prompt = PromptFromWire(request);
   plain.session = SessionId(request.session_id());
-  plain.sampling = SamplingFromWire(request.sampling());
+  plain.sampling = FromWire(request.sampling());
   plain.stop = StopFromWire(request.stop());
   plain.cache = {.kind = request.cache().kind(), .kv_format = request.cache().kv_format()};
   plain.priority = request.priority();
   return plain;
 }
 
-v1::SamplingParams ResolveSampling(const InferenceRequest& request, uint64_t seed) {
+v1::SamplingParams ResolveSampling(const InferenceRequest& request,
+                                   const SamplingChoice& model_defaults, uint64_t seed) {
   const SamplingChoice& choice = request.sampling;
   const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
+  const SamplingChoice defaults = chat ? model_defaults : SamplingChoice();
   v1::SamplingParams wire;
-  wire.set_temperature(choice.temperature.value_or(chat ? kDefaultChatTemperature : 0.0f));
-  wire.set_top_k(choice.top_k.value_or(0));
-  wire.set_top_p(choice.top_p.value_or(chat ? kDefaultChatTopP : 1.0f));
-  wire.set_min_p(choice.min_p.value_or(0.0f));
+  wire.set_temperature(choice.temperature.value_or(
+      defaults.temperature.value_or(chat ? kDefaultChatTemperature : 0.0f)));
+  wire.set_top_k(choice.top_k.value_or(defaults.top_k.value_or(0)));
+  wire.set_top_p(choice.top_p.value_or(defaults.top_p.value_or(chat ? kDefaultChatTopP : 1.0f)));
+  wire.set_min_p(choice.min_p.value_or(defaults.min_p.value_or(0.0f)));
   wire.set_repetition_penalty(choice.repetition_penalty.value_or(1.0f));
   wire.set_presence_penalty(choice.presence_penalty.value_or(0.0f));
   wire.set_frequency_penalty(choice.frequency_penalty.value_or(0.0f));

@@ -15,9 +15,12 @@
 namespace kvist::services {
 
 InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& principal);
+SamplingChoice FromWire(const v1::SamplingParams& sampling);
 
-// Parameters as a worker gets them: defaults of the kind of prompt filled in, the seed set.
-v1::SamplingParams ResolveSampling(const InferenceRequest& request, uint64_t seed);
+// Parameters as a worker gets them: defaults of the kind of prompt filled in, for a chat those of
+// its model first, the seed set.
+v1::SamplingParams ResolveSampling(const InferenceRequest& request,
+                                   const SamplingChoice& model_defaults, uint64_t seed);
 // Without stop strings; max_new_tokens cut to `room_tokens`.
 v1::StopParams ResolveStop(const StopChoice& stop, int64_t room_tokens);
 // What the request does not say comes from the session.

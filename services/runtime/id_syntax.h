@@ -13,6 +13,9 @@ namespace kvist::services {
 // Ids of sessions, tenants, requests, workers and turns.
 inline constexpr size_t kMaxIdBytes = 64;
 
+// Sessions that a frontend gives to requests without one begin so; no stored session may.
+inline constexpr std::string_view kImplicitSessionPrefix = "implicit-";
+
 enum class EmptyId { kAllowed, kRefused };
 
 // INVALID_ARGUMENT naming `field` unless `id` is at most 64 of [A-Za-z0-9._-].

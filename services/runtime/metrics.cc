@@ -73,6 +73,8 @@ constexpr MetricDescription kAll[] = {
      "Events applied to the mirror."},
     {kCacheManager, kCounter, "kvist_mirror_resyncs_total", "resyncs", "",
      "Snapshots asked for after a gap, a mismatch or a start."},
+    {kCacheManager, kCounter, "kvist_mirror_digest_rounds_total", "rounds", "",
+     "Digests asked for because a frontend found less cached than promised."},
     {kCacheManager, kCounter, "kvist_mirror_evictions_total", "blocks", "cause",
      "Evictions that workers told, by cause."},
     {kCacheManager, kGauge, "kvist_workers_connected", "workers", "",
@@ -201,6 +203,7 @@ ManagerMetrics::ManagerMetrics(prometheus::Registry& registry)
       mirror_shared_bytes(Gauge(registry, KVIST_ROW("mirror_shared_bytes"))),
       mirror_events_total(Counter(registry, KVIST_ROW("mirror_events_total"))),
       mirror_resyncs_total(Counter(registry, KVIST_ROW("mirror_resyncs_total"))),
+      mirror_digest_rounds_total(Counter(registry, KVIST_ROW("mirror_digest_rounds_total"))),
       mirror_evictions_total(
           Counters(registry, KVIST_ROW("mirror_evictions_total"), "cause", kCauseLabels)),
       workers_connected(Gauge(registry, KVIST_ROW("workers_connected"))),

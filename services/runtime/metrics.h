@@ -93,6 +93,7 @@ struct ManagerMetrics {
   prometheus::Gauge& mirror_shared_bytes;
   prometheus::Counter& mirror_events_total;
   prometheus::Counter& mirror_resyncs_total;
+  prometheus::Counter& mirror_digest_rounds_total;
   std::array<prometheus::Counter*, kEvictionCauses> mirror_evictions_total;
   prometheus::Gauge& workers_connected;
   prometheus::Gauge& sessions_stored;

@@ -391,6 +391,8 @@ absl::StatusOr<cm::ManagerMessage> FromProto(const v1::ManagerMessage& message) 
                          .intent_version = message.welcome().intent_version()};
     case v1::ManagerMessage::kResync:
       return cm::ResyncRequest{.resync_id = message.resync().resync_id()};
+    case v1::ManagerMessage::kDigest:
+      return cm::DigestRequest();
     case v1::ManagerMessage::kEvict:
       return EvictFromProto(message.evict());
     case v1::ManagerMessage::MESSAGE_NOT_SET:
@@ -414,6 +416,8 @@ v1::ManagerMessage ToProto(const cm::ManagerMessage& message, const std::string&
     result.mutable_welcome()->set_intent_version(welcome->intent_version);
   } else if (const auto* resync = std::get_if<cm::ResyncRequest>(&message)) {
     result.mutable_resync()->set_resync_id(resync->resync_id);
+  } else if (std::holds_alternative<cm::DigestRequest>(message)) {
+    result.mutable_digest();
   } else {
     FillEvict(std::get<cm::EvictCommand>(message), result.mutable_evict());
   }

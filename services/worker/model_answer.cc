@@ -44,6 +44,12 @@ v1::GetModelResponse DescribeModel(const worker::Backend& backend) {
   message.set_context_tokens(model.context_tokens);
   message.set_parameters(model.parameters);
   message.set_numerics_id(backend.numerics_id());
+  const worker::SamplingDefaults& defaults = model.sampling_defaults;
+  v1::SamplingParams& sampling = *message.mutable_sampling_defaults();
+  if (defaults.temperature.has_value()) sampling.set_temperature(*defaults.temperature);
+  if (defaults.top_k.has_value()) sampling.set_top_k(*defaults.top_k);
+  if (defaults.top_p.has_value()) sampling.set_top_p(*defaults.top_p);
+  if (defaults.min_p.has_value()) sampling.set_min_p(*defaults.min_p);
   for (const worker::PoolSpec& pool : backend.pools()) {
     message.set_block_tokens(pool.block_tokens);
     const std::string format(worker::KvFormatName(pool.format));

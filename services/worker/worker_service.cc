@@ -110,6 +110,7 @@ grpc::Status WorkerService::GetModel(grpc::ServerContext*, const v1::GetModelReq
   model.set_worker_id(options_.model.worker_id());
   model.set_incarnation(options_.model.incarnation());
   model.set_chat_format_override(options_.model.chat_format_override());
+  *model.mutable_sampling_defaults() = options_.model.sampling_defaults();
   return grpc::Status::OK;
 }
 

@@ -1,15 +1,13 @@
 // The three roles as processes: one is killed and started again while a stream runs.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "common/base/mutex.h"
 #include "services/client/client.h"
+#include "tests/integration/background.h"
 #include "tests/support/model_files.h"
 #include "tests/support/subprocess.h"
 
@@ -18,18 +16,6 @@ namespace {
 
 using testing::ReadyValue;
 using testing::Subprocess;
-
-bool Until(const std::function<bool()>& condition) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  Mutex mutex;
-  CondVar never;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    MutexLock lock(mutex);
-    never.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(10));
-  }
-  return true;
-}
 
 v1::GenerateRequest Request(const std::string& session, int64_t max_new) {
   v1::GenerateRequest request;
@@ -57,7 +43,7 @@ class ProcessesTest : public ::testing::Test {
                      "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0", "--threads", "1",
                      "--kernels", "scalar", "--kv-memory", "16MB", "--id", "w"});
     frontend_ = Start({"frontend", "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0"});
-    client_ = Client::Connect(frontend_.grpc, std::chrono::seconds(10)).value();
+    client_ = Connect();
     ASSERT_TRUE(Until([&] {
       const auto models = client_->ListModels();
       return models.ok() && models->models_size() == 1;
@@ -84,6 +70,10 @@ class ProcessesTest : public ::testing::Test {
   }
   Role StartManager(const std::string& address) {
     return Start({"cache-manager", "--grpc", address, "--data-dir", (folder_ / "data").string()});
+  }
+
+  std::unique_ptr<Client> Connect() const {
+    return Client::Connect(frontend_.grpc, std::chrono::seconds(10)).value();
   }
 
   bool MirrorIsExact() const {
@@ -114,26 +104,21 @@ TEST_F(ProcessesTest, ManagerKilledAndStartedAgainDuringAGeneration) {
   // Recomputing everything for every token makes it long enough.
   v1::GenerateRequest slow = Request("s", 180);
   slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
-  std::atomic<int64_t> tokens = 0;
-  GenerateOptions options;
-  options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
-  Generated during;
-  absl::Status status;
-  std::thread stream([&] { status = client_->Generate(slow, options, &during); });
-  const bool begun = Until([&] { return tokens > 2; });
+  Background stream(Connect(), slow);
+  const bool begun = stream.WaitForTokens(3);
   manager_.process->Kill(SIGKILL);
   EXPECT_EQ(manager_.process->WaitForExit(10), 128 + SIGKILL);
-  const int64_t at_kill = tokens;
-  const bool went_on = Until([&] { return tokens > at_kill + 2; });
+  const int64_t at_kill = stream.tokens;
+  const bool went_on = stream.WaitForTokens(at_kill + 3);
   const absl::Status without = client_->GetStats().status();
   manager_ = StartManager(manager_.grpc);
-  stream.join();
+  stream.Join();
   ASSERT_TRUE(begun);
   EXPECT_TRUE(went_on) << "at " << at_kill;
   EXPECT_EQ(without.code(), absl::StatusCode::kUnavailable);
-  EXPECT_TRUE(status.ok()) << status;
-  EXPECT_EQ(during.tokens.size(), 180u);
-  EXPECT_TRUE(during.finished.turn_saved());
+  EXPECT_TRUE(stream.status.ok()) << stream.status;
+  EXPECT_EQ(stream.generated.tokens.size(), 180u);
+  EXPECT_TRUE(stream.generated.finished.turn_saved());
 
   EXPECT_TRUE(Until([&] { return MirrorIsExact(); }));
   EXPECT_GE(MirroredBlocks(), blocks);
@@ -158,21 +143,17 @@ TEST_F(ProcessesTest, FrontendKilledAndTheTurnResumedAtAnother) {
 
   request.set_session_id("s");
   request.mutable_cache()->set_kind(v1::CacheParams::NONE);
-  std::atomic<int64_t> tokens = 0;
-  GenerateOptions options;
-  options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
-  Generated first;
-  absl::Status status;
-  std::thread stream([&] { status = client_->Generate(request, options, &first); });
-  const bool begun = Until([&] { return tokens > 5; });
+  Background stream(Connect(), request);
+  const bool begun = stream.WaitForTokens(6);
   frontend_.process->Kill(SIGKILL);
-  stream.join();
+  stream.Join();
   ASSERT_TRUE(begun);
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_EQ(stream.status.code(), absl::StatusCode::kUnavailable) << stream.status;
+  const Generated& first = stream.generated;
   ASSERT_LT(first.tokens.size(), alone.tokens.size());
 
   frontend_ = Start({"frontend", "--cache-manager", manager_.grpc, "--grpc", "127.0.0.1:0"});
-  client_ = Client::Connect(frontend_.grpc, std::chrono::seconds(10)).value();
+  client_ = Connect();
   ASSERT_TRUE(Until([&] { return client_->ListModels()->models_size() == 1; }));
   v1::ResumeRequest resume;
   resume.set_session_id("s");
@@ -196,21 +177,17 @@ TEST_F(ProcessesTest, WorkerKilledAndStartedAgainTakesTheRequestUpAgain) {
   ASSERT_TRUE(client_->Generate(Request("", 150), {}, &alone).ok());
   v1::GenerateRequest slow = Request("", 150);
   slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
-  std::atomic<int64_t> tokens = 0;
-  GenerateOptions options;
-  options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
-  Generated during;
-  absl::Status status;
-  std::thread stream([&] { status = client_->Generate(slow, options, &during); });
-  const bool begun = Until([&] { return tokens > 2; });
+  Background stream(Connect(), slow);
+  const bool begun = stream.WaitForTokens(3);
   worker_.process->Kill(SIGKILL);
   EXPECT_EQ(worker_.process->WaitForExit(10), 128 + SIGKILL);
   worker_ = Start({"worker", "--model", testing::GoldenPath("tiny/llama_a.F32.gguf"),
                    "--cache-manager", manager_.grpc, "--grpc", worker_.grpc, "--threads", "1",
                    "--kernels", "scalar", "--kv-memory", "16MB", "--id", "w"});
-  stream.join();
+  stream.Join();
   ASSERT_TRUE(begun);
-  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_TRUE(stream.status.ok()) << stream.status;
+  const Generated& during = stream.generated;
   EXPECT_EQ(during.finished.attempts(), 2u);
   ASSERT_EQ(during.tokens.size(), alone.tokens.size());
   for (size_t i = 0; i < alone.tokens.size(); ++i) {

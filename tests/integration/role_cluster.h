@@ -14,6 +14,7 @@
 #include "services/client/client.h"
 #include "services/frontend/frontend_server.h"
 #include "services/worker/worker_server.h"
+#include "tests/integration/background.h"
 #include "tests/services/frontend/letter_vocabulary.h"
 #include "tests/support/hash_backend.h"
 
@@ -23,6 +24,7 @@ struct RoleClusterOptions {
   int workers = 1;
   int32_t max_running_requests = 64;
   int32_t num_blocks = 512;  // of each worker
+  worker::SamplingDefaults sampling_defaults;
 };
 
 // How fast a worker runs. Thread-safe.
@@ -52,7 +54,8 @@ class Pace {
 // clients.
 class RoleCluster {
  public:
-  explicit RoleCluster(const RoleClusterOptions& options = {}) {
+  explicit RoleCluster(const RoleClusterOptions& options = {})
+      : sampling_defaults_(options.sampling_defaults) {
     CacheManagerServerOptions manager_options;
     manager_options.server.role = "cache-manager";
     manager = CacheManagerServer::Start(manager_options).value();
@@ -86,18 +89,7 @@ class RoleCluster {
                : 0;
   }
 
-  // Looks every 10 ms for up to 20 s. Whether it came true.
-  static bool Until(const std::function<bool()>& condition) {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    Mutex mutex;
-    CondVar never;
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > until) return false;
-      MutexLock lock(mutex);
-      never.WaitUntil(mutex, std::chrono::steady_clock::now() + std::chrono::milliseconds(10));
-    }
-    return true;
-  }
+  static bool Until(const std::function<bool()>& condition) { return services::Until(condition); }
 
   // No request runs or waits on any worker.
   bool Idle() const {
@@ -113,6 +105,7 @@ class RoleCluster {
     backend.num_blocks = num_blocks;
     backend.vocab = kLetterVocabularySize;
     backend.context_tokens = 1024;
+    backend.sampling_defaults = sampling_defaults_;
     auto control = std::make_shared<worker::HashBackendControl>();
     control->on_run = [this](const worker::Batch&) { pace.Step(); };
     WorkerServerOptions options;
@@ -129,6 +122,9 @@ class RoleCluster {
   std::unique_ptr<CacheManagerServer> manager;
   std::vector<std::unique_ptr<WorkerServer>> workers;
   std::unique_ptr<FrontendServer> frontend;
+
+ private:
+  const worker::SamplingDefaults sampling_defaults_;
 };
 
 }  // namespace kvist::services

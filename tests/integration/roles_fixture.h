@@ -4,14 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "common/base/status.h"
+#include "tests/integration/background.h"
 #include "tests/integration/role_cluster.h"
 
 namespace kvist::services {
@@ -41,34 +40,6 @@ inline std::vector<int32_t> IdsOf(const Generated& generated) {
   for (const v1::Token& token : generated.tokens) ids.push_back(token.id());
   return ids;
 }
-
-// Runs a request in a thread of its own; `started` turns true with the first token.
-class Background {
- public:
-  Background(std::unique_ptr<Client> client, const v1::GenerateRequest& request)
-      : client_(std::move(client)), thread_([this, request] {
-          GenerateOptions options;
-          options.cancellation = &cancellation;
-          options.on_delta = [this](const v1::Delta&) { started = true; };
-          status = client_->Generate(request, options, &generated);
-        }) {}
-  ~Background() { Join(); }
-  void Join() {
-    if (thread_.joinable()) thread_.join();
-  }
-  bool WaitForFirstToken() const {
-    return RoleCluster::Until([&] { return started.load(); });
-  }
-
-  Cancellation cancellation;
-  std::atomic<bool> started = false;
-  Generated generated;
-  absl::Status status;
-
- private:
-  std::unique_ptr<Client> client_;
-  std::thread thread_;
-};
 
 class RolesTest : public ::testing::Test {
  protected:

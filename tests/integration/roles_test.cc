@@ -267,6 +267,29 @@ TEST_F(RolesTest, SessionOfAnUnknownKvFormatIsNotMade) {
   EXPECT_TRUE(client_->CreateSession(request).ok());
 }
 
+class GreedyByDefaultTest : public RolesTest {
+ protected:
+  GreedyByDefaultTest() : RolesTest({.sampling_defaults = {.temperature = 0.0f}}) {}
+};
+
+TEST_F(GreedyByDefaultTest, ChatsAreSampledAsTheModelsFileSaysUnlessTheRequestDoes) {
+  v1::GenerateRequest request;
+  v1::ChatMessage& hello = *request.mutable_chat()->add_messages();
+  hello.set_role(v1::ChatMessage::USER);
+  hello.set_content("hello");
+  request.mutable_stop()->set_max_new_tokens(40);
+  request.mutable_stop()->set_ignore_model_stops(true);
+  const auto ids_of = [&](uint64_t seed) {
+    request.mutable_sampling()->set_seed(seed);
+    Generated generated;
+    EXPECT_TRUE(Generate(request, &generated).ok());
+    return IdsOf(generated);
+  };
+  EXPECT_EQ(ids_of(1), ids_of(2));
+  request.mutable_sampling()->set_temperature(1.0f);
+  EXPECT_NE(ids_of(1), ids_of(2));
+}
+
 TEST_F(RolesTest, ChatTurnsOfASessionAreOneConversation) {
   CreateSession("s");
   v1::GenerateRequest request;

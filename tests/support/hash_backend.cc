@@ -73,6 +73,7 @@ HashBackend::HashBackend(const HashBackendOptions& options,
   facts_.fingerprint = "hash-model";
   facts_.vocab = options.vocab;
   facts_.context_tokens = options.context_tokens;
+  facts_.sampling_defaults = options.sampling_defaults;
   for (size_t g = 0; g < options.windows.size(); ++g) {
     facts_.groups.push_back({.layers = {static_cast<int32_t>(g)},
                              .kv_heads = 1,

@@ -26,6 +26,7 @@ struct HashBackendOptions {
   int64_t max_batch_tokens = 256;
   int64_t max_logit_rows = 64;
   float logit_span = 8.0f;
+  SamplingDefaults sampling_defaults;
 };
 
 // What a test sees and does while an engine owns the backend. Set before the engine runs.

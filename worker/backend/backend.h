@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "worker/backend/batch.h"
 #include "worker/kv/layout.h"
+#include "worker/model/sampling_defaults.h"
 
 namespace kvist::worker {
 
@@ -26,6 +27,7 @@ struct ModelFacts {
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // bytes read per decode step
   std::vector<LayerGroup> groups;
+  SamplingDefaults sampling_defaults;  // of the file, for chats
 };
 
 // One KV pool of the backend: its arena has num_blocks blocks of layout.block_bytes().
@@ -54,7 +56,7 @@ class Backend {
   // Runs the batch: writes the KV of all its tokens into their blocks and computes the wanted
   // logits. The same bits for a token whatever else is in the batch and however its sequence was
   // cut into slices. A batch that breaks a limit (context_tokens, vocab, max_batch_tokens, block
-  // index out of range) is INTERNAL and changes nothing.
+  // index out of range) or has two slices that write one block is INTERNAL and changes nothing.
   virtual absl::StatusOr<Logits> Run(const Batch& batch) = 0;
   // The most tokens in one batch.
   virtual int64_t max_batch_tokens() const = 0;

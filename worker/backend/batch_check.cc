@@ -40,8 +40,28 @@ absl::Status CheckTable(size_t index, const SequenceSlice& slice, int64_t end,
   return absl::OkStatus();
 }
 
+absl::Status CheckWrites(size_t index, const SequenceSlice& slice, int64_t end,
+                         const PoolSpec& pool, size_t pool_index, std::span<const int32_t> table,
+                         BlockWriters& writers) {
+  for (int64_t block = slice.first_position / pool.block_tokens;
+       block < CeilDiv<int64_t>(end, pool.block_tokens); ++block) {
+    const int32_t physical = table[static_cast<size_t>(block)];
+    const std::optional<size_t> other = writers.Write(pool_index, physical, index);
+    if (!other.has_value()) continue;
+    if (*other == index) {
+      return SliceError(index,
+                        absl::StrCat("writes block ", physical, " of pool ", pool_index, " twice"));
+    }
+    return absl::InternalError(absl::StrCat("batch slices ", *other, " and ", index,
+                                            ": both write block ", physical, " of pool ",
+                                            pool_index));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLimits& limits,
-                        const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools) {
+                        const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools,
+                        BlockWriters& writers) {
   const int64_t count = static_cast<int64_t>(slice.tokens.size());
   if (count < 1) return SliceError(index, "no tokens");
   for (const int32_t token : slice.tokens) {
@@ -68,21 +88,43 @@ absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLim
       return SliceError(
           index, absl::StrCat("KV format ", static_cast<int>(slice.kv_format), " is not served"));
     }
-    KVIST_RETURN_IF_ERROR(CheckTable(index, slice, slice.first_position + count, groups[group],
-                                     *pool, slice.block_tables[group]));
+    const int64_t end = slice.first_position + count;
+    const std::span<const int32_t> table = slice.block_tables[group];
+    KVIST_RETURN_IF_ERROR(CheckTable(index, slice, end, groups[group], *pool, table));
+    KVIST_RETURN_IF_ERROR(CheckWrites(index, slice, end, *pool,
+                                      static_cast<size_t>(pool - pools.data()), table, writers));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
+BlockWriters::BlockWriters(const std::vector<PoolSpec>& pools) {
+  for (const PoolSpec& pool : pools) marks_.emplace_back(static_cast<size_t>(pool.num_blocks));
+}
+
+void BlockWriters::Begin(size_t slices) {
+  first_mark_ = next_mark_;
+  next_mark_ += slices;
+}
+
+std::optional<size_t> BlockWriters::Write(size_t pool, int32_t block, size_t slice) {
+  uint64_t& mark = marks_[pool][static_cast<size_t>(block)];
+  const uint64_t before = mark;
+  mark = first_mark_ + slice;
+  if (before < first_mark_) return std::nullopt;
+  return static_cast<size_t>(before - first_mark_);
+}
+
 absl::Status CheckBatch(const Batch& batch, const BatchLimits& limits,
-                        const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools) {
+                        const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools,
+                        BlockWriters& writers) {
+  writers.Begin(batch.slices.size());
   int64_t tokens = 0;
   int64_t logit_rows = 0;
   for (size_t index = 0; index < batch.slices.size(); ++index) {
     const SequenceSlice& slice = batch.slices[index];
-    KVIST_RETURN_IF_ERROR(CheckSlice(index, slice, limits, groups, pools));
+    KVIST_RETURN_IF_ERROR(CheckSlice(index, slice, limits, groups, pools, writers));
     tokens += static_cast<int64_t>(slice.tokens.size());
     logit_rows += static_cast<int64_t>(slice.tokens.size()) - slice.logits_from;
   }

@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
   RopeTable rope;
   RopeTable windowed_rope;
   KvPools kv_pools;
+  BlockWriters writers;
   std::unique_ptr<ThreadTeam> team;
   std::unique_ptr<Transformer> transformer;
 
@@ -92,7 +93,7 @@ class CpuBackend final : public Backend {
   }
 
   absl::StatusOr<Logits> Run(const Batch& batch) override {
-    KVIST_RETURN_IF_ERROR(CheckBatch(batch, limits, facts.groups, kv_pools.specs()));
+    KVIST_RETURN_IF_ERROR(CheckBatch(batch, limits, facts.groups, kv_pools.specs(), writers));
     const FloatEnvironmentScope environment;
     return transformer->Run(batch);
   }
@@ -132,6 +133,7 @@ absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& option
   const ModelConfig& config = backend.config;
   KVIST_RETURN_IF_ERROR(
       CheckRange("context_tokens", options.context_tokens, 0, config.context_tokens));
+  KVIST_ASSIGN_OR_RETURN(backend.facts.sampling_defaults, ReadSamplingDefaults(file, config.vocab));
   backend.limits = {.vocab = config.vocab,
                     .context_tokens = options.context_tokens != 0
                                           ? options.context_tokens
@@ -166,7 +168,7 @@ absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
 }
 
 absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& backend) {
-  ModelFacts facts;
+  ModelFacts facts = backend.facts;  // what ReadOptions found
   facts.architecture = backend.config.architecture;
   facts.name = facts.architecture;
   if (file.FindValue("general.name") != nullptr) {
@@ -195,6 +197,7 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
   }
   KVIST_ASSIGN_OR_RETURN(std::vector<PoolSpec> specs, PlanKvPools(groups, plan));
   KVIST_ASSIGN_OR_RETURN(backend.kv_pools, KvPools::Create(groups, std::move(specs)));
+  backend.writers = BlockWriters(backend.kv_pools.specs());
   return absl::OkStatus();
 }
 

@@ -58,6 +58,87 @@ TEST(StreamTest, ADroppedEventIsFoundByTheDigestWithinOneRound) {
   cluster.Settle(node);
 }
 
+// How many messages of the kind are under way to the worker.
+template <typename Kind>
+size_t TakeCount(Cluster& cluster, Cluster::Node& node) {
+  size_t count = 0;
+  for (const auto& [connection, message] : cluster.manager->TakeOutgoing()) {
+    count += std::holds_alternative<Kind>(message);
+    EXPECT_TRUE(node.side.Receive(message).ok());
+  }
+  return count;
+}
+
+TEST(StreamTest, ADoubtBringsTheDigestsAtOnceAndTheySettleIt) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 17});
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  for (int i = 0; i < 50; ++i) node.worker.RandomStep();
+  cluster.Settle(node);
+  const WorkerInfo& info = node.worker.info();
+  cluster.now_ms += kHeartbeatIntervalMs;
+  node.side.Poll(cluster.now_ms, {}, kNoLimit);  // the regular heartbeat of now: lost
+  // The mirror drifts, and no heartbeat is due.
+  node.worker.Hold(SessionId("drifting"), TenantId("t"), std::vector<int32_t>(16, 77));
+  for (WorkerMessage& message : node.side.Poll(cluster.now_ms, {}, kNoLimit)) {
+    auto* batch = std::get_if<EventBatch>(&message);
+    ASSERT_TRUE(batch != nullptr);
+    for (Event& event : batch->events) {
+      if (auto* stored = std::get_if<BlockStored>(&event)) stored->key.bytes[0] ^= 1;
+    }
+    ASSERT_TRUE(cluster.manager->Receive(node.connection, message, cluster.now_ms).ok());
+  }
+  EXPECT_TRUE(node.side.Poll(cluster.now_ms, {}, kNoLimit).empty());
+  EXPECT_EQ(cluster.entry(node).drifts, 0u);
+  EXPECT_TRUE(cluster.manager->AskForDigest(info.id, info.incarnation, cluster.now_ms));
+  EXPECT_EQ(TakeCount<DigestRequest>(cluster, node), 1u);
+  for (WorkerMessage& message : node.side.Poll(cluster.now_ms, {}, kNoLimit)) {
+    EXPECT_TRUE(std::holds_alternative<Heartbeat>(message));
+    ASSERT_TRUE(cluster.manager->Receive(node.connection, message, cluster.now_ms).ok());
+  }
+  EXPECT_EQ(cluster.entry(node).drifts, 1u);
+  EXPECT_EQ(cluster.confidence(node), Confidence::kResync);
+  cluster.Settle(node);
+}
+
+TEST(StreamTest, OfADoubtedWorkerDigestsAreAskedForOnceAnIntervalAndOnlyIfItCanAnswer) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 18});
+  const WorkerInfo& info = node.worker.info();
+  const auto ask = [&](const Incarnation& incarnation) {
+    return cluster.manager->AskForDigest(info.id, incarnation, cluster.now_ms);
+  };
+  EXPECT_FALSE(ask(info.incarnation));  // never seen
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  EXPECT_FALSE(ask(info.incarnation));  // its snapshot comes anyway
+  cluster.Settle(node);
+  EXPECT_FALSE(ask(Incarnation(99)));
+  EXPECT_TRUE(ask(info.incarnation));
+  EXPECT_FALSE(ask(info.incarnation));
+  cluster.now_ms += kHeartbeatIntervalMs - 1;
+  EXPECT_FALSE(ask(info.incarnation));
+  cluster.now_ms += 1;
+  EXPECT_TRUE(ask(info.incarnation));
+  EXPECT_EQ(TakeCount<DigestRequest>(cluster, node), 2u);
+  cluster.Cut(node);
+  EXPECT_FALSE(ask(info.incarnation));
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  EXPECT_TRUE(ask(info.incarnation));
+}
+
+TEST(StreamTest, AWorkerOfTheVersionBeforeIsNotAskedForDigests) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 19});
+  node.connection = 1;
+  Hello hello = node.side.Connect(cluster.now_ms);
+  hello.protocol_version = kOldestProtocolVersion;
+  ASSERT_TRUE(cluster.manager->Receive(node.connection, hello, cluster.now_ms).ok());
+  cluster.Settle(node);
+  const WorkerInfo& info = node.worker.info();
+  EXPECT_FALSE(cluster.manager->AskForDigest(info.id, info.incarnation, cluster.now_ms));
+  EXPECT_TRUE(cluster.manager->TakeOutgoing().empty());
+}
+
 TEST(StreamTest, AnEventThatContradictsTheMirrorForcesAResync) {
   Cluster cluster;
   Cluster::Node node({.seed = 4});
@@ -244,7 +325,7 @@ TEST(StreamTest, EvictingASessionLeavesTheTailsOfThoseThatShareItsPrefix) {
     EXPECT_EQ(pool->FindPartial(keys[2], own_tail).matched_tokens, 0);
     EXPECT_FALSE(pool->Contains(keys[2]));
     EXPECT_EQ(pool->FindPartial(keys[1], other_tail).matched_tokens, 4);
-    EXPECT_TRUE(pool->Contains(keys[1]) || pool->options().id == 1);
+    EXPECT_TRUE(pool->Contains(keys[1]));
   }
   // Alone, the other session takes its tail along.
   command.request = RequestId("r2");
@@ -253,6 +334,37 @@ TEST(StreamTest, EvictingASessionLeavesTheTailsOfThoseThatShareItsPrefix) {
   for (const auto& pool : worker.pools()) {
     EXPECT_EQ(pool->FindPartial(keys[1], other_tail).matched_tokens, 0);
     EXPECT_EQ(pool->Counts().cached, 0);
+  }
+}
+
+// The other session's chain ends inside this one's: once the tail behind it is gone, its last block
+// has no child in the pool and is referenced by nobody.
+TEST(StreamTest, EvictingASessionLeavesWhatAnotherOneHolds) {
+  for (const bool release : {false, true}) {
+    SimulatedWorker worker({.seed = 16});
+    const std::vector<int32_t> longer(64, 5);
+    const std::vector<int32_t> prefix(32, 5);
+    worker.Hold(SessionId("a"), TenantId("t"), longer);
+    worker.Hold(SessionId("b"), TenantId("t"), prefix);
+    const std::vector<BlockKey> keys = KeysOf(worker.Root(), longer, SimulatedWorker::kBlockTokens);
+    WorkerSide side(worker.info(), {worker.pools(), &worker.sessions(), &worker.log()});
+    side.Connect(0);
+    ASSERT_TRUE(side.Receive(EvictCommand{.incarnation = worker.info().incarnation,
+                                          .request = RequestId("r"),
+                                          .session = SessionId("a"),
+                                          .release = release})
+                    .ok());
+    for (const auto& pool : worker.pools()) {
+      for (size_t k = 0; k < keys.size(); ++k) EXPECT_EQ(pool->Contains(keys[k]), k < 2) << k;
+    }
+    std::vector<CommandOutcome> outcomes;
+    for (const WorkerMessage& message : side.Poll(1, {}, kNoLimit)) {
+      if (const auto* o = std::get_if<CommandOutcome>(&message)) outcomes.push_back(*o);
+    }
+    ASSERT_EQ(outcomes.size(), 1u);
+    EXPECT_EQ(outcomes[0].result, CommandResult::kClipped);
+    EXPECT_EQ(outcomes[0].evicted_blocks, 4u);  // two in each pool
+    EXPECT_EQ(outcomes[0].left_blocks, 4u);
   }
 }
 

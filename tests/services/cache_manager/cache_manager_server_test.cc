@@ -271,6 +271,39 @@ TEST_F(CacheManagerServerTest, LocateTellsWhatEachWorkerHolds) {
   locate(std::string(15, 'x'), "model");
 }
 
+TEST_F(CacheManagerServerTest, AWorkerThatALocateDoubtsIsAskedForItsDigests) {
+  FakePeer peer(address_, "w", 5);
+  peer.hello().mutable_hello()->set_protocol_version(2);
+  ASSERT_TRUE(peer.SayHello());
+  peer.SendEmptySnapshot();
+  ASSERT_TRUE(WaitFor([&] { return IsExact("w"); }));
+  const auto locate = [&](uint64_t incarnation, int lives) {
+    grpc::ClientContext context;
+    v1::LocateRequest request;
+    request.set_model_fingerprint("model");
+    request.set_kv_format("f16");
+    request.set_block_tokens(16);
+    for (int i = 0; i < lives; ++i) {
+      request.add_doubted()->set_worker_id("w");
+      request.mutable_doubted(i)->set_incarnation(incarnation);
+    }
+    v1::LocateResponse response;
+    return stub_->Locate(&context, request, &response).error_code();
+  };
+  EXPECT_EQ(locate(4, 1), grpc::StatusCode::OK);  // an earlier life: nothing is sent
+  EXPECT_EQ(locate(5, 3), grpc::StatusCode::OK);
+  v1::ManagerMessage message;
+  ASSERT_TRUE(peer.Read(&message));
+  EXPECT_TRUE(message.has_digest());
+  v1::WorkerMessage drifted;
+  drifted.mutable_heartbeat()->add_digests()->set_placement(1);
+  ASSERT_TRUE(peer.Send(drifted));
+  ASSERT_TRUE(peer.Read(&message));
+  EXPECT_TRUE(message.has_resync());
+  EXPECT_EQ(locate(5, static_cast<int>(cm::kMaxWorkers)), grpc::StatusCode::OK);
+  EXPECT_EQ(locate(5, static_cast<int>(cm::kMaxWorkers) + 1), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
 TEST_F(CacheManagerServerTest, BadQueriesAreInvalid) {
   const auto code = [](const grpc::Status& status) { return status.error_code(); };
   constexpr auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;

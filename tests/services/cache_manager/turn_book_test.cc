@@ -272,6 +272,22 @@ TEST_F(TurnBookTest, ExpiredSessionsAreNotFoundAndErased) {
   EXPECT_EQ(book_->Count().value(), 0);
 }
 
+TEST_F(TurnBookTest, ASessionIsGoneOnceItIsErasedAndNotBefore) {
+  const auto gone = [&](const char* id) { return book_->IsGone(SessionId(id)).value(); };
+  EXPECT_TRUE(gone("s"));
+  ASSERT_TRUE(CreateSession("s", 10).ok());
+  ASSERT_TRUE(CreateSession("t").ok());
+  EXPECT_FALSE(gone("s"));
+  clock_.ms += 10'000;
+  EXPECT_FALSE(gone("s"));  // expired, and still in the store
+  EXPECT_EQ(book_->DeleteExpired().size(), 1u);
+  EXPECT_TRUE(gone("s"));
+  v1::DeleteSessionRequest deletion;
+  deletion.set_id("t");
+  ASSERT_TRUE(book_->Delete(deletion).ok());
+  EXPECT_TRUE(gone("t"));
+}
+
 TEST_F(TurnBookTest, ListPages) {
   for (const char* id : {"c", "a", "b"}) ASSERT_TRUE(CreateSession(id).ok());
   v1::ListSessionsRequest request;

@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "tests/support/simulated_clock.h"
 
 namespace kvist::services {
 namespace {
@@ -27,7 +31,9 @@ class ModelDirectoryTest : public testing::Test {
     return ids;
   }
 
-  SystemClock clock_;
+  void Learn(const v1::WorkerInfo& info) { directory_.Learn(info, clock_.Now()); }
+
+  SimulatedClock clock_;
   ManagerClient manager_{nullptr};
   ModelDirectory directory_{ModelDirectoryOptions(), &manager_, &clock_};
 };
@@ -35,12 +41,12 @@ class ModelDirectoryTest : public testing::Test {
 // The manager lists workers by id, so the dead one comes first or last by chance.
 TEST_F(ModelDirectoryTest, WorkerStartedAgainUnderAnotherNameTakesTheAddress) {
   for (const auto& [dead, alive] : {std::pair("a", "b"), std::pair("b", "a")}) {
-    directory_.Learn(Info(dead, true, 500));  // as heard a poll ago
+    Learn(Info(dead, true, 500));  // as heard a poll ago
     EXPECT_EQ(Ids(), std::vector<std::string>{dead});
     for (int poll = 0; poll < 2; ++poll) {
       std::vector<v1::WorkerInfo> listed = {Info(dead, false, 900), Info(alive, true, 10)};
       if (std::string(alive) < dead) std::swap(listed[0], listed[1]);
-      for (const v1::WorkerInfo& info : listed) directory_.Learn(info);
+      for (const v1::WorkerInfo& info : listed) Learn(info);
       EXPECT_EQ(Ids(), std::vector<std::string>{alive}) << "dead: " << dead;
     }
   }
@@ -48,11 +54,54 @@ TEST_F(ModelDirectoryTest, WorkerStartedAgainUnderAnotherNameTakesTheAddress) {
 
 TEST_F(ModelDirectoryTest, OfTwoHalfDeadWorkersTheOneHeardLaterHasTheAddress) {
   for (const auto& [old, later] : {std::pair("a", "b"), std::pair("b", "a")}) {
-    directory_.Learn(Info(old, true, 3000));
-    directory_.Learn(Info(later, true, 100));
-    directory_.Learn(Info(old, true, 3000));
+    Learn(Info(old, true, 3000));
+    Learn(Info(later, true, 100));
+    Learn(Info(old, true, 3000));
     EXPECT_EQ(Ids(), std::vector<std::string>{later});
   }
+}
+
+// The manager has not noticed the death, and the successor's stream broke for a moment.
+TEST_F(ModelDirectoryTest, DeadWorkerCalledConnectedDoesNotShadowItsUnconnectedSuccessor) {
+  for (const auto& [dead, alive] : {std::pair("a", "b"), std::pair("b", "a")}) {
+    Learn(Info(dead, true, 500));
+    std::vector<v1::WorkerInfo> listed = {Info(dead, true, 900), Info(alive, false, 200)};
+    if (std::string(alive) < dead) std::swap(listed[0], listed[1]);
+    for (const v1::WorkerInfo& info : listed) Learn(info);
+    EXPECT_EQ(Ids(), std::vector<std::string>{alive}) << "dead: " << dead;
+    clock_.Advance(std::chrono::seconds(1));
+  }
+}
+
+TEST_F(ModelDirectoryTest, NewsOfAnEarlierLifeDoesNotReplaceTheOneThatLives) {
+  v1::WorkerInfo earlier = Info("w", true, 300), later = Info("w", true, 0);
+  later.set_incarnation(2);
+  later.set_address("127.0.0.1:2");  // the port was drawn anew
+  Learn(earlier);
+  Learn(later);  // it answered us itself
+  Learn(earlier);
+  const std::vector<KnownWorker> workers = directory_.WorkersOf("m");
+  ASSERT_EQ(workers.size(), 1u);
+  EXPECT_EQ(workers[0].incarnation, 2u);
+  EXPECT_EQ(workers[0].address, "127.0.0.1:2");
+}
+
+TEST_F(ModelDirectoryTest, AnAnswerThatCameLateDoesNotMakeItsNewsYounger) {
+  const MonotonicTime asked_at = clock_.Now();
+  clock_.Advance(std::chrono::milliseconds(900));
+  Learn(Info("new", true, 100));
+  directory_.Learn(Info("dead", true, 0), asked_at);  // alive when it was asked about
+  EXPECT_EQ(Ids(), std::vector<std::string>{"new"});
+}
+
+TEST_F(ModelDirectoryTest, ANewLifeIsNotPausedForTheFailuresOfTheEarlierOne) {
+  Learn(Info("w", true, 100));
+  directory_.MarkFailed("w", 1);
+  EXPECT_GT(directory_.WorkersOf("m")[0].failed_until, clock_.Now());
+  v1::WorkerInfo later = Info("w", true, 0);
+  later.set_incarnation(2);
+  Learn(later);
+  EXPECT_LE(directory_.WorkersOf("m")[0].failed_until, clock_.Now());
 }
 
 TEST_F(ModelDirectoryTest, UnknownKvFormatIsNoErrorWhereNoModelIsKnown) {

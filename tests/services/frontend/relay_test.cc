@@ -27,7 +27,10 @@ class ListChooser final : public WorkerChooser {
   absl::StatusOr<ChosenWorker> Choose(const WorkerLives& failed) override {
     for (size_t i = 0; i < ids_.size(); ++i) {
       if (!failed.contains({ids_[i], 1})) {
-        return ChosenWorker{.id = ids_[i], .incarnation = 1, .stub = stubs_[i]};
+        return ChosenWorker{.id = ids_[i],
+                            .incarnation = 1,
+                            .stub = stubs_[i],
+                            .located_tokens = static_cast<int64_t>(10 * (i + 1))};
       }
     }
     return Unavailable(ErrorReason::kNoWorker, "none");
@@ -127,6 +130,32 @@ TEST_F(RelayTest, OneWorkerToTheEnd) {
   EXPECT_EQ(result.attempts, 1u);
   EXPECT_EQ(sink_.started, std::vector<std::string>{"a"});
   ExpectTokens(sink_, kMost);
+}
+
+TEST_F(RelayTest, ThePromiseIsThatOfTheWorkerThatTookTheRequest) {
+  ScriptedWorker full("a", [](ScriptStream&) {
+    return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+  });
+  ScriptedWorker other("b", [](ScriptStream& stream) {
+    stream.Accept();
+    stream.Tokens(0, kMost);
+    stream.Finish(v1::LENGTH, 2);
+    return grpc::Status::OK;
+  });
+  const RelayResult result = Run({&full, &other});
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(result.attempts, 1u);
+  EXPECT_EQ(result.worker_id, "b");
+  EXPECT_EQ(result.worker_incarnation, 1u);
+  EXPECT_EQ(result.located_tokens, 20);
+  EXPECT_TRUE(result.has_usage);
+  EXPECT_EQ(result.usage.cached_tokens(), 2);
+}
+
+TEST_F(RelayTest, AnAnswerThatIsCutHasNoUsageOfItsWorker) {
+  sink_.stop_at = 3;
+  ScriptedWorker worker("a", &Complete);
+  EXPECT_FALSE(Run({&worker}).has_usage);
 }
 
 TEST_F(RelayTest, WorkerThatDiesIsReplayedWithoutGapOrRepeat) {

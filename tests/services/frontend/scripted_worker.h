@@ -55,9 +55,10 @@ class ScriptStream {
     response.mutable_progress()->set_prompt_tokens(request_.prompt_ids_size());
     Write(std::move(response), request_.attempt());
   }
-  void Finish(v1::FinishReason reason) {
+  void Finish(v1::FinishReason reason, int64_t cached_tokens = 0) {
     v1::WorkerGenerateResponse response;
     response.mutable_finished()->set_reason(reason);
+    response.mutable_finished()->mutable_usage()->set_cached_tokens(cached_tokens);
     Write(std::move(response), request_.attempt());
   }
   // Sends nothing until the caller goes away.

@@ -90,7 +90,8 @@ TEST(StreamWireTest, ManagerMessagesSurviveTheWire) {
   const cm::EvictCommand by_count{.request = RequestId("r"), .pool = 2, .blocks = 9};
   for (const cm::ManagerMessage& message :
        {cm::ManagerMessage(cm::Welcome{.heartbeat_interval_ms = 5, .intent_version = 6}),
-        cm::ManagerMessage(cm::ResyncRequest{.resync_id = 7}), cm::ManagerMessage(by_keys),
+        cm::ManagerMessage(cm::ResyncRequest{.resync_id = 7}),
+        cm::ManagerMessage(cm::DigestRequest()), cm::ManagerMessage(by_keys),
         cm::ManagerMessage(by_session), cm::ManagerMessage(by_count)}) {
     const v1::ManagerMessage wire = ToProto(message, "manager");
     const auto back = FromProto(wire);

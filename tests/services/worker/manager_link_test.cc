@@ -2,8 +2,10 @@
 #include "services/worker/manager_link.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
 #include <future>
 #include <random>
 #include <string>
@@ -86,7 +88,7 @@ TEST_F(ManagerLinkTest, EvictionsUnderPressureReachTheMirrorAndTheMetrics) {
 
 TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterwards) {
   StartBoth({.context_tokens = 4096});
-  RunSession("before", Prompt(2, 100), 10);
+  RunSession("implicit-before", Prompt(2, 100), 10);
   ExpectMirrorIsPool(*stub_, *worker_.server);
   // The generation stands still at one step until the manager is gone, and at a later one until
   // another is there.
@@ -101,7 +103,7 @@ TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterward
   std::atomic<int> tokens{0};
   std::thread client([&] {
     v1::WorkerGenerateRequest request = MakeRequest("long", Prompt(3, 200), 600);
-    request.set_session_id("during");
+    request.set_session_id("implicit-during");
     grpc::ClientContext context;
     result = Generate(*worker_.stub, request, context, [&](const v1::WorkerGenerateResponse& m) {
       tokens += m.tokens().tokens_size();
@@ -122,8 +124,8 @@ TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterward
   EXPECT_EQ(result.ids.size(), 600u);
   Connect();
   ExpectMirrorIsPool(*stub_, *worker_.server);
-  EXPECT_EQ(MemoryOf("before").session_id(), "before");
-  EXPECT_EQ(MemoryOf("during").session_id(), "during");
+  EXPECT_EQ(MemoryOf("implicit-before").session_id(), "implicit-before");
+  EXPECT_EQ(MemoryOf("implicit-during").session_id(), "implicit-during");
 }
 
 TEST_F(ManagerLinkTest, EventsLostBeforeTheManagerCameAreMadeGoodByASnapshot) {
@@ -248,6 +250,106 @@ TEST_F(ManagerLinkTest, DeletingASessionCancelsItsRequestAndFreesItsBlocks) {
   EXPECT_TRUE(WaitFor([&] { return BlocksOfPool(worker_.server->engine()).empty(); }));
   ExpectMirrorIsPool(*stub_, *worker_.server);
   EXPECT_EQ(MemoryOf("chat").session_id(), "");
+}
+
+// A manager whose store outlives it; sessions can be deleted while the worker is away.
+class LeftoverTest : public ManagerLinkTest {
+ protected:
+  LeftoverTest() {
+    options_.data_dir = testing::TempDir() + "leftover_" + std::to_string(getpid());
+    std::filesystem::remove_all(options_.data_dir);
+    manager_ = StartManager(options_);
+    address_ = manager_->server().grpc_address();
+    Connect();
+    WorkerServerOptions worker;
+    worker.cache_manager_address = address_;
+    worker_ = StartWorker({.context_tokens = 4096}, worker);
+  }
+  ~LeftoverTest() override { std::filesystem::remove_all(options_.data_dir); }
+
+  void CreateSession(const std::string& id) {
+    grpc::ClientContext context;
+    v1::CreateSessionRequest request;
+    request.set_id(id);
+    v1::Session session;
+    ASSERT_TRUE(sessions_->Create(&context, request, &session).ok());
+  }
+  void StopManager() {
+    manager_->Shutdown(std::chrono::milliseconds(0));
+    manager_.reset();
+  }
+  // By a manager at an address that the worker does not know.
+  void DeleteElsewhere(const std::string& id) {
+    const auto other = StartManager(options_);
+    grpc::ClientContext context;
+    v1::DeleteSessionRequest request;
+    request.set_id(id);
+    v1::DeleteSessionResponse nothing;
+    EXPECT_TRUE(v1::Sessions::NewStub(other->server().InProcessChannel())
+                    ->Delete(&context, request, &nothing)
+                    .ok());
+  }
+  void StartManagerAgain() {
+    CacheManagerServerOptions again = options_;
+    again.server.grpc_address = address_;
+    manager_ = RestartManager(again);
+    Connect();
+  }
+
+  CacheManagerServerOptions options_;
+};
+
+TEST_F(LeftoverTest, ASessionDeletedWhileTheWorkerWasAwayIsReleasedWhenItComesBack) {
+  for (const char* session : {"deleted", "kept"}) CreateSession(session);
+  RunSession("deleted", Prompt(1, 64), 20);
+  RunSession("kept", Prompt(2, 64), 20);
+  RunSession("implicit-1", Prompt(3, 64), 20);
+  ExpectMirrorIsPool(*stub_, *worker_.server);
+  const size_t blocks = BlocksOfPool(worker_.server->engine()).size();
+  StopManager();
+  DeleteElsewhere("deleted");
+  StartManagerAgain();
+  EXPECT_TRUE(WaitFor([&] {
+    return InfoOf(*stub_, worker_id()).confidence() == v1::EXACT &&
+           MemoryOf("deleted").session_id().empty();
+  }));
+  ExpectMirrorIsPool(*stub_, *worker_.server);
+  EXPECT_EQ(BlocksOfPool(worker_.server->engine()).size(), blocks - 5);
+  EXPECT_EQ(MemoryOf("kept").blocks(), 5);
+  EXPECT_EQ(MemoryOf("implicit-1").blocks(), 5);
+}
+
+TEST_F(LeftoverTest, ARequestThatStillRunsEndsBeforeItsDeletedSessionIsReleased) {
+  CreateSession("deleted");
+  std::promise<void> gone, back;
+  int steps = 0;
+  worker_.control->on_run = [&](const worker::Batch&) {
+    ++steps;
+    if (steps == 50) gone.get_future().wait();
+    if (steps == 200) back.get_future().wait();
+  };
+  Generated result;
+  std::atomic<int> tokens{0};
+  std::thread client([&] {
+    v1::WorkerGenerateRequest request = MakeRequest("long", Prompt(3, 64), 600);
+    request.set_session_id("deleted");
+    grpc::ClientContext context;
+    result = Generate(*worker_.stub, request, context, [&](const v1::WorkerGenerateResponse& m) {
+      tokens += m.tokens().tokens_size();
+    });
+  });
+  EXPECT_TRUE(WaitFor([&] { return tokens > 20; }));
+  StopManager();
+  gone.set_value();
+  DeleteElsewhere("deleted");
+  StartManagerAgain();
+  back.set_value();
+  client.join();
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(result.ids.size(), 600u);
+  EXPECT_TRUE(WaitFor([&] { return BlocksOfPool(worker_.server->engine()).empty(); }));
+  ExpectMirrorIsPool(*stub_, *worker_.server);
+  EXPECT_EQ(MemoryOf("deleted").session_id(), "");
 }
 
 TEST_F(ManagerLinkTest, AfterRequestsWithRandomCancelsNothingIsActiveAndTheMirrorIsThePool) {

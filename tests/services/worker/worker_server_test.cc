@@ -262,7 +262,9 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   options.vocabulary = SmallVocabulary();
   options.chat_template = "chatml";
   const TestWorker worker =
-      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kF32}}, options);
+      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kF32},
+                   .sampling_defaults = {.temperature = 0.5f, .top_k = 12, .min_p = 0.0f}},
+                  options);
   const auto get = [&](const std::string& known) {
     grpc::ClientContext context;
     v1::GetModelRequest request;
@@ -280,6 +282,10 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   EXPECT_EQ(whole.worker_id(), "w7");
   EXPECT_EQ(whole.chat_format_override(), "chatml");
   EXPECT_THAT(whole.kv_formats(), testing::ElementsAre("f16", "f32"));
+  EXPECT_EQ(whole.sampling_defaults().temperature(), 0.5f);
+  EXPECT_EQ(whole.sampling_defaults().top_k(), 12);
+  EXPECT_FALSE(whole.sampling_defaults().has_top_p());
+  EXPECT_TRUE(whole.sampling_defaults().has_min_p());
   v1::GetModelResponse known = get(whole.fingerprint());
   EXPECT_FALSE(known.has_vocabulary());
   whole.clear_vocabulary();

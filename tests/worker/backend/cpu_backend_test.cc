@@ -82,6 +82,26 @@ TEST(CpuBackendTest, RowsBehindTheLastTokenAreNeitherGivenNorTaken) {
   }
 }
 
+TEST(CpuBackendTest, TellsTheFilesSamplingDefaultsAndRefusesBadOnes) {
+  TinyFile tiny("llama");
+  tiny.numbers = {{"general.sampling.temp", 0.25f}, {"general.sampling.min_p", 0.1f}};
+  const auto create = [&] {
+    const std::string bytes = tiny.Build();
+    const auto file = gguf::File::Parse(AsBytes(bytes));
+    EXPECT_TRUE(file.ok()) << file.status();
+    return worker::CreateCpuBackend(**file, TinyOptions());
+  };
+  const auto backend = create();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->model().sampling_defaults,
+            (worker::SamplingDefaults{.temperature = 0.25f, .min_p = 0.1f}));
+  EXPECT_EQ((*backend)->model().vocab, 40);
+  tiny.numbers["general.sampling.min_p"] = 1.5f;
+  const absl::Status status = create().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("general.sampling.min_p"));
+}
+
 TEST(CpuBackendTest, SaysWhatItHolds) {
   CpuBackendOptions options = TinyOptions();
   options.threads = 2;
@@ -142,6 +162,7 @@ class CpuBackendBatchTest : public ::testing::Test {
     options.max_batch_tokens = 32;
     options.max_logit_rows = 4;
     options.blocks_per_pool = 8;
+    options.kv_formats = {KvFormat::kF16, KvFormat::kF32};
     options.context_tokens = 64;
     backend_ = OpenTinyModel("gemma3_a.Q4_0", options);
   }
@@ -249,6 +270,53 @@ TEST_F(CpuBackendBatchTest, WhatBreaksALimitIsInternalAndChangesNothing) {
     EXPECT_EQ(before, after) << problem;
   }
   EXPECT_TRUE(backend_->Run(Good()).ok());
+}
+
+TEST_F(CpuBackendBatchTest, TwoSlicesThatWriteOneBlockAreRefusedByName) {
+  std::vector<std::byte> before(static_cast<size_t>(backend_->pools()[1].block_bytes));
+  std::vector<std::byte> after(before.size());
+  // Positions 30 to 35 are written: block 1 at its last two tokens, block 2 at its first four.
+  const std::vector<int32_t> first_shared = {3, 1, 5}, last_shared = {3, 4, 2};
+  for (const size_t group : {0, 1}) {
+    for (const auto& [table, problem] :
+         {std::pair(first_shared, "slices 0 and 1: both write block 1 of pool "),
+          std::pair(last_shared, "slices 0 and 1: both write block 2 of pool ")}) {
+      Batch batch = Good();
+      batch.slices[1].block_tables[group] = table;
+      backend_->ReadBlock(1, 1, before);
+      const absl::Status status = backend_->Run(batch).status();
+      EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+      EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat(problem, group)));
+      backend_->ReadBlock(1, 1, after);
+      EXPECT_EQ(before, after);
+    }
+  }
+  // What one refused batch would have written, the next one may write.
+  EXPECT_TRUE(backend_->Run(Good()).ok());
+  EXPECT_TRUE(backend_->Run(Good()).ok());
+}
+
+TEST_F(CpuBackendBatchTest, OneSliceThatWritesABlockTwiceIsRefused) {
+  const std::vector<int32_t> twice = {3, 4, 4};
+  Batch batch = Good();
+  batch.slices[1].block_tables[0] = twice;
+  EXPECT_THAT(std::string(backend_->Run(batch).status().message()),
+              HasSubstr("slice 1: writes block 4 of pool 0 twice"));
+}
+
+TEST_F(CpuBackendBatchTest, BlocksThatAreOnlyReadMayBeShared) {
+  const std::vector<int32_t> shared_prefix = {0, 4, 5};
+  Batch batch = Good();
+  for (auto& table : batch.slices[1].block_tables) table = shared_prefix;
+  EXPECT_TRUE(backend_->Run(batch).ok());
+}
+
+TEST_F(CpuBackendBatchTest, TheSameBlockOfAnotherFormatsPoolIsAnotherBlock) {
+  Batch batch = Good();
+  batch.slices[1].block_tables = batch.slices[0].block_tables;
+  EXPECT_FALSE(backend_->Run(batch).ok());
+  batch.slices[1].kv_format = KvFormat::kF32;
+  EXPECT_TRUE(backend_->Run(batch).ok());
 }
 
 TEST(CpuBackendTest, RunLeavesTheCallersFloatingPointModeAlone) {

@@ -18,6 +18,7 @@ namespace kvist::testing {
 struct TinyFile {
   std::string architecture;
   std::map<std::string, std::variant<uint32_t, float, std::string>> values;  // suffix -> value
+  std::map<std::string, float> numbers;                                      // whole key -> value
   std::map<std::string, std::vector<uint64_t>> tensors;                      // name -> dims
   std::vector<std::string> tokens;  // none: the file has no vocabulary
 
@@ -51,6 +52,7 @@ struct TinyFile {
         builder.AddString(key, std::get<std::string>(value));
       }
     }
+    for (const auto& [key, number] : numbers) builder.Add(key, GgufBuilder::kFloat32, number);
     if (!tokens.empty()) builder.AddStrings("tokenizer.ggml.tokens", tokens);
     for (const auto& [name, dims] : tensors) {
       uint64_t elements = 1;
