@@ -1,0 +1,83 @@
+#include "services/frontend/served_model.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cache_manager/block_key.h"
+#include "common/base/status.h"
+#include "services/worker/model_answer.h"
+#include "tests/services/frontend/letter_vocabulary.h"
+
+namespace kvist::services {
+namespace {
+
+v1::GetModelResponse Answer() {
+  v1::GetModelResponse answer;
+  answer.set_fingerprint("letters");
+  answer.set_name("letters");
+  answer.set_context_tokens(512);
+  answer.set_block_tokens(16);
+  answer.add_kv_formats("f16");
+  *answer.mutable_vocabulary() = ToProto(LetterVocabulary());
+  return answer;
+}
+
+TEST(ServedModelTest, EveryBlockSizeThatThereIsIsTakenAndItsKeysAreComputed) {
+  for (const int32_t size : {16, 32, 64, 128}) {
+    v1::GetModelResponse answer = Answer();
+    answer.set_block_tokens(size);
+    const auto model = ServedModel::Create(answer);
+    ASSERT_TRUE(model.ok()) << model.status();
+    const std::vector<int32_t> ids(300, 1);
+    const cache_manager::BlockKey root =
+        cache_manager::RootKey({.block_tokens = (*model)->block_tokens()});
+    EXPECT_EQ(cache_manager::KeysOf(root, ids, (*model)->block_tokens()).size(),
+              static_cast<size_t>(300 / size));
+  }
+}
+
+TEST(ServedModelTest, OtherBlockSizesAreRefusedByName) {
+  for (const int32_t size :
+       {std::numeric_limits<int32_t>::min(), -16, 0, 1, 8, 15, 17, 24, 127, 129, 256, 1 << 30}) {
+    v1::GetModelResponse answer = Answer();
+    answer.set_block_tokens(size);
+    const auto model = ServedModel::Create(answer);
+    EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument) << size;
+    EXPECT_EQ(DetailsOf(model.status()).field, "block_tokens") << size;
+  }
+}
+
+struct BadAnswer {
+  const char* what;
+  std::function<void(v1::GetModelResponse&)> spoil;
+};
+
+TEST(ServedModelTest, AnswersThatNoWorkerGivesAreRefused) {
+  const std::vector<BadAnswer> table = {
+      {"no context", [](auto& a) { a.set_context_tokens(1); }},
+      {"no vocabulary", [](auto& a) { a.clear_vocabulary(); }},
+      {"algorithm", [](auto& a) { a.mutable_vocabulary()->set_algorithm(7); }},
+      {"pretokenizer", [](auto& a) { a.mutable_vocabulary()->set_pretokenizer(77); }},
+      {"kinds missing", [](auto& a) { a.mutable_vocabulary()->mutable_kinds()->pop_back(); }},
+      {"kind unknown",
+       [](auto& a) { (*a.mutable_vocabulary()->mutable_kinds())[0] = static_cast<char>(200); }},
+      {"stop id = vocabulary",
+       [](auto& a) { a.mutable_vocabulary()->add_stop_ids(kLetterVocabularySize); }},
+      {"eos below 0", [](auto& a) { a.mutable_vocabulary()->set_eos_id(-1); }},
+      {"bos = vocabulary",
+       [](auto& a) { a.mutable_vocabulary()->set_bos_id(kLetterVocabularySize); }},
+      {"merge of nothing", [](auto& a) { a.mutable_vocabulary()->add_merges("a"); }},
+  };
+  for (const BadAnswer& bad : table) {
+    v1::GetModelResponse answer = Answer();
+    bad.spoil(answer);
+    EXPECT_FALSE(ServedModel::Create(answer).ok()) << bad.what;
+  }
+}
+
+}  // namespace
+}  // namespace kvist::services
