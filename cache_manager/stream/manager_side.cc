@@ -38,6 +38,7 @@ struct ManagerSide::Peer {
   uint64_t base_seq = 0;  // of the snapshot, known with its first part
   uint64_t buffer_first_seq = 0;
   std::vector<Event> buffer;
+  size_t buffer_keys = 0;  // of the holdings in it; of no meaning while buffer_first_seq is 0
 
   absl::flat_hash_map<RequestId, EvictCommand> commands;  // in flight
 };
@@ -210,11 +211,16 @@ void ManagerSide::Buffer(Peer& peer, EventBatch& batch, int64_t now_ms) {
     batch.first_seq = next;
   }
   const bool hole = !empty && batch.first_seq > next;
-  const bool full = peer.buffer.size() + batch.events.size() > kMaxBufferedEvents;
+  size_t keys = 0;
+  for (const Event& event : batch.events) keys += KeyCount(event);
+  const bool full = peer.buffer.size() + batch.events.size() > kMaxBufferedEvents ||
+                    peer.buffer_keys + keys > kMaxBufferedKeys;
   if (empty || hole || full) {
     peer.buffer.clear();
+    peer.buffer_keys = 0;
     peer.buffer_first_seq = batch.first_seq;
   }
+  peer.buffer_keys += keys;
   std::move(batch.events.begin(), batch.events.end(), std::back_inserter(peer.buffer));
   const bool useless = peer.next_chunk > 0 && peer.base_seq + 1 < peer.buffer_first_seq;
   if (useless) StartResync(peer, now_ms);
