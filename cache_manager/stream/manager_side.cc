@@ -47,6 +47,7 @@ ManagerSide::ManagerSide(ClusterIndex* index) : index_(index) { KVIST_CHECK(inde
 ManagerSide::~ManagerSide() = default;
 
 absl::Status ManagerSide::Receive(ConnectionId connection, WorkerMessage message, int64_t now_ms) {
+  const bool only_alive = std::holds_alternative<Alive>(message);
   if (const auto* hello = std::get_if<Hello>(&message)) return OnHello(connection, *hello, now_ms);
   const auto found = connections_.find(connection);
   if (found == connections_.end()) {
@@ -58,6 +59,8 @@ absl::Status ManagerSide::Receive(ConnectionId connection, WorkerMessage message
         using M = std::decay_t<decltype(m)>;
         if constexpr (std::is_same_v<M, Hello>) {
           return absl::OkStatus();
+        } else if constexpr (std::is_same_v<M, Alive>) {
+          return absl::OkStatus();  // it was heard: that is all
         } else if constexpr (std::is_same_v<M, CommandOutcome>) {
           KVIST_RETURN_IF_ERROR(Validate(m));
           return OnMessage(peer, m, now_ms);
@@ -69,6 +72,7 @@ absl::Status ManagerSide::Receive(ConnectionId connection, WorkerMessage message
       message);
   if (status.ok()) {
     peer.entry->last_heard_ms = now_ms;
+    if (!only_alive) peer.entry->told_at_ms = now_ms;
     return status;
   }
   Disconnect(peer);
@@ -113,6 +117,7 @@ absl::Status ManagerSide::OnHello(ConnectionId connection, const Hello& hello, i
   entry->refused = false;
   entry->verified = false;
   entry->last_heard_ms = now_ms;
+  entry->told_at_ms = now_ms;
   outgoing_.push_back({connection, Welcome{.protocol_version = kProtocolVersion,
                                            .heartbeat_interval_ms = kHeartbeatIntervalMs}});
   if (is_new_life) StartOver(peer, earlier);
