@@ -92,8 +92,8 @@ bool ManagerLink::RunOnce() {
   const auto stream = stub_->WorkerStream(&context);
   if (stream->Write(ToProto(*hello, options_.description))) {
     std::thread reader([&] { ReadUntilBroken(*stream, context); });
-    WriteUntilBroken(*stream);
-    context.TryCancel();
+    // Cancelled only where nobody else ends it: the manager's own status would be lost.
+    if (!WriteUntilBroken(*stream)) context.TryCancel();
     reader.join();
   }
   const grpc::Status status = stream->Finish();
@@ -153,27 +153,28 @@ std::optional<ManagerLink::Polled> ManagerLink::WaitForPolled(bool* broken) {
   return std::exchange(polled_, std::nullopt);
 }
 
-void ManagerLink::WriteUntilBroken(Stream& stream) {
+bool ManagerLink::WriteUntilBroken(Stream& stream) {
   cm::SignOfLife life;
   life.Sent(NowMs(), cm::kHeartbeatIntervalMs);
   bool broken = false;
   bool more = true;
   while (!broken) {
-    if (!WaitForWork(more ? std::chrono::milliseconds(0) : kMaxEventDelay, &broken)) return;
-    if (!StartPoll()) return;
+    if (!WaitForWork(more ? std::chrono::milliseconds(0) : kMaxEventDelay, &broken)) return true;
+    if (!StartPoll()) return false;
     std::optional<Polled> polled = WaitForPolled(&broken);
     while (!polled.has_value()) {
-      if (broken) return;
+      if (broken) return true;
       const auto alive = life.Poll(NowMs());
-      if (alive.has_value() && !stream.Write(ToProto(*alive, options_.description))) return;
+      if (alive.has_value() && !stream.Write(ToProto(*alive, options_.description))) return true;
       polled = WaitForPolled(&broken);
     }
     more = polled->more;
     for (const cm::WorkerMessage& message : polled->messages) {
-      if (!stream.Write(ToProto(message, options_.description))) return;
+      if (!stream.Write(ToProto(message, options_.description))) return true;
       life.Sent(NowMs(), polled->heartbeat_interval_ms);
     }
   }
+  return true;
 }
 
 void ManagerLink::ReadUntilBroken(Stream& stream, grpc::ClientContext& context) {

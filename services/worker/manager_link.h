@@ -56,7 +56,8 @@ class ManagerLink {
     bool more = false;
     int64_t heartbeat_interval_ms = 0;
   };
-  void WriteUntilBroken(Stream& stream);
+  // Until the stream is at its end, or the link. False: neither, the engine is stopped.
+  bool WriteUntilBroken(Stream& stream);
   // Asks the engine's thread to look at the state machine; WaitForPolled has the answer. False: the
   // engine is stopped.
   bool StartPoll() ABSL_LOCKS_EXCLUDED(mutex_);

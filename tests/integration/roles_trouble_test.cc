@@ -83,7 +83,9 @@ TEST_F(RolesTest, EndedTurnThatAStopStringCutInsideATokenIsToldAsTheClientGotIt)
     EXPECT_EQ(again.tokens.size(), static_cast<size_t>(count - index));
     EXPECT_TRUE(first.text.ends_with(again.text)) << again.text;
     EXPECT_EQ(again.text.empty(), index == count);
-    if (index == 0) EXPECT_EQ(again.text, first.text);
+    if (index == 0) {
+      EXPECT_EQ(again.text, first.text);
+    }
   }
 }
 
