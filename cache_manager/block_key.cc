@@ -14,7 +14,6 @@ namespace {
 
 constexpr size_t kSha256Bytes = 32;
 // Blocks have at most 128 tokens: their hash input fits a buffer on the stack.
-constexpr size_t kMaxBlockTokens = 128;
 
 struct FreeContext {
   void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
@@ -83,7 +82,7 @@ BlockKey RootKey(const KeyScope& scope) {
 }
 
 BlockKey ChildKey(const BlockKey& parent, std::span<const int32_t> tokens) {
-  KVIST_CHECK(tokens.size() <= kMaxBlockTokens, "a block has at most 128 tokens");
+  KVIST_CHECK(tokens.size() <= size_t{kMaxBlockTokens}, "a block has at most 128 tokens");
   Sha256 hash;
   hash.Add(parent.bytes.data(), parent.bytes.size());
   if constexpr (std::endian::native == std::endian::little) {

@@ -15,6 +15,13 @@
 
 namespace kvist::cache_manager {
 
+// Tokens of a block: 16, 32, 64 or 128 (ARCHITECTURE.md 3). Whoever takes a size from a file, an
+// option or a peer asks here first.
+inline constexpr int32_t kMaxBlockTokens = 128;
+constexpr bool IsBlockSize(int64_t tokens) {
+  return tokens == 16 || tokens == 32 || tokens == 64 || tokens == kMaxBlockTokens;
+}
+
 // First 16 bytes of SHA-256(parent key, tokens as little-endian u32). The zero key names nothing.
 struct BlockKey {
   std::array<uint8_t, 16> bytes{};

@@ -97,7 +97,7 @@ class PrefixMatch {
 Confidence WorkerEntry::ConfidenceAt(int64_t now_ms) const {
   if (!has_snapshot) return Confidence::kBlind;
   if (in_resync) return Confidence::kResync;
-  const bool overdue = LagMs(now_ms) > 2 * kHeartbeatIntervalMs;
+  const bool overdue = now_ms - told_at_ms > 2 * kHeartbeatIntervalMs;
   return verified && connected && !overdue ? Confidence::kExact : Confidence::kLagging;
 }
 

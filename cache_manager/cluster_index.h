@@ -37,7 +37,8 @@ struct WorkerEntry {
   bool refused = false;   // its address refuses connections
   bool connected = false;
   int64_t last_heard_ms = 0;
-  uint64_t last_seq = 0;  // newest event that the mirror has
+  int64_t told_at_ms = 0;  // heard of its pools; while its engine is in a step it is only heard
+  uint64_t last_seq = 0;   // newest event that the mirror has
   WorkerLoad load;
   int64_t load_at_ms = 0;
   uint64_t resyncs = 0;  // since this manager started

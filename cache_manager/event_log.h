@@ -30,9 +30,12 @@ class EventLog {
     size_t num_pools = 1;
     // One more event drops all that wait: a gap, seen by the receiver in the next run's first_seq.
     size_t max_waiting = kMaxWaitingEvents;
+    // The same for one more key of a SessionHolds.
+    size_t max_waiting_keys = kMaxWaitingKeys;
   };
 
-  // REQUIRES: 0 < num_pools <= kMaxPoolsPerWorker, max_waiting > 0.
+  // REQUIRES: 0 < num_pools <= kMaxPoolsPerWorker, max_waiting > 0, max_waiting_keys >=
+  // kMaxKeysPerEvent.
   explicit EventLog(const Options& options);
 
   // Gives `event` the next sequence number.
@@ -49,6 +52,8 @@ class EventLog {
   // The sequence number of the newest event; 0 before the first.
   uint64_t last_seq() const { return first_waiting_seq_ + waiting_.size() - 1; }
   size_t waiting() const { return waiting_.size(); }
+  // Keys of the holdings that wait.
+  size_t waiting_keys() const { return waiting_keys_; }
   // How often events were dropped because too many waited.
   uint64_t overflows() const { return overflows_; }
   // Digests of all pools after event last_seq().
@@ -56,7 +61,9 @@ class EventLog {
 
  private:
   const size_t max_waiting_;
+  const size_t max_waiting_keys_;
   std::deque<Event> waiting_;
+  size_t waiting_keys_ = 0;
   uint64_t first_waiting_seq_ = 1;
   uint64_t overflows_ = 0;
   std::vector<PoolDigest> digests_;

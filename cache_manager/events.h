@@ -79,6 +79,12 @@ struct SessionPhaseChanged {
 using Event = std::variant<BlockStored, BlockEvicted, SessionHolds, SessionReleased, SessionUnnamed,
                            SessionPhaseChanged>;
 
+// Keys that the event carries beside its own: what makes one as large as thousands.
+inline size_t KeyCount(const Event& event) {
+  const auto* holds = std::get_if<SessionHolds>(&event);
+  return holds == nullptr ? 0 : holds->keys.size();
+}
+
 // A step's load, sent with each batch and heartbeat.
 struct WorkerLoad {
   uint32_t running_sequences = 0;

@@ -11,6 +11,9 @@ namespace kvist::cache_manager {
 // Events that wait for a manager: some seconds of a busy worker. Beyond it a snapshot is cheaper
 // than the backlog, so everything waiting is dropped and the manager sees a gap.
 inline constexpr size_t kMaxWaitingEvents = 65'536;
+// Keys of all holdings among them (a holding has up to kMaxKeysPerEvent): 16 MiB. Beyond it the
+// same.
+inline constexpr size_t kMaxWaitingKeys = size_t{1} << 20;
 // Events of one batch or snapshot chunk: below gRPC's 4 MiB message at about 100 bytes each.
 inline constexpr size_t kMaxEventsPerBatch = 4'096;
 // Keys of one SessionHolds (16 bytes each); longer chains take several events.
@@ -52,6 +55,8 @@ inline constexpr size_t kMaxKeysPerCommand = 4'096;
 // Events buffered for one worker while its snapshot is under way; beyond it the snapshot starts
 // over.
 inline constexpr size_t kMaxBufferedEvents = 4 * kMaxWaitingEvents;
+// Keys of all holdings among them: 64 MiB.
+inline constexpr size_t kMaxBufferedKeys = 4 * kMaxWaitingKeys;
 // Request ids that a worker remembers to recognise repeated commands.
 inline constexpr size_t kMaxRememberedCommands = 1'024;
 // Incarnations that are remembered as replaced, per worker.

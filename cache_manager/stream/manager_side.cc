@@ -40,6 +40,7 @@ struct ManagerSide::Peer {
   uint64_t base_seq = 0;  // of the snapshot, known with its first part
   uint64_t buffer_first_seq = 0;
   std::vector<Event> buffer;
+  size_t buffer_keys = 0;  // of the holdings in it; of no meaning while buffer_first_seq is 0
 
   absl::flat_hash_map<RequestId, EvictCommand> commands;  // in flight
 };
@@ -48,6 +49,7 @@ ManagerSide::ManagerSide(ClusterIndex* index) : index_(index) { KVIST_CHECK(inde
 ManagerSide::~ManagerSide() = default;
 
 absl::Status ManagerSide::Receive(ConnectionId connection, WorkerMessage message, int64_t now_ms) {
+  const bool only_alive = std::holds_alternative<Alive>(message);
   if (const auto* hello = std::get_if<Hello>(&message)) return OnHello(connection, *hello, now_ms);
   const auto found = connections_.find(connection);
   if (found == connections_.end()) {
@@ -59,6 +61,8 @@ absl::Status ManagerSide::Receive(ConnectionId connection, WorkerMessage message
         using M = std::decay_t<decltype(m)>;
         if constexpr (std::is_same_v<M, Hello>) {
           return absl::OkStatus();
+        } else if constexpr (std::is_same_v<M, Alive>) {
+          return absl::OkStatus();  // it was heard: that is all
         } else if constexpr (std::is_same_v<M, CommandOutcome>) {
           KVIST_RETURN_IF_ERROR(Validate(m));
           return OnMessage(peer, m, now_ms);
@@ -70,6 +74,7 @@ absl::Status ManagerSide::Receive(ConnectionId connection, WorkerMessage message
       message);
   if (status.ok()) {
     peer.entry->last_heard_ms = now_ms;
+    if (!only_alive) peer.entry->told_at_ms = now_ms;
     return status;
   }
   Disconnect(peer);
@@ -116,6 +121,7 @@ absl::Status ManagerSide::OnHello(ConnectionId connection, const Hello& hello, i
   entry->refused = false;
   entry->verified = false;
   entry->last_heard_ms = now_ms;
+  entry->told_at_ms = now_ms;
   outgoing_.push_back({connection, Welcome{.protocol_version = hello.protocol_version,
                                            .heartbeat_interval_ms = kHeartbeatIntervalMs}});
   if (is_new_life) StartOver(peer, earlier);
@@ -214,11 +220,16 @@ void ManagerSide::Buffer(Peer& peer, EventBatch& batch, int64_t now_ms) {
     batch.first_seq = next;
   }
   const bool hole = !empty && batch.first_seq > next;
-  const bool full = peer.buffer.size() + batch.events.size() > kMaxBufferedEvents;
+  size_t keys = 0;
+  for (const Event& event : batch.events) keys += KeyCount(event);
+  const bool full = peer.buffer.size() + batch.events.size() > kMaxBufferedEvents ||
+                    peer.buffer_keys + keys > kMaxBufferedKeys;
   if (empty || hole || full) {
     peer.buffer.clear();
+    peer.buffer_keys = 0;
     peer.buffer_first_seq = batch.first_seq;
   }
+  peer.buffer_keys += keys;
   std::move(batch.events.begin(), batch.events.end(), std::back_inserter(peer.buffer));
   const bool useless = peer.next_chunk > 0 && peer.base_seq + 1 < peer.buffer_first_seq;
   if (useless) StartResync(peer, now_ms);

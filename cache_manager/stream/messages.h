@@ -38,6 +38,9 @@ struct Heartbeat {
   std::vector<PoolDigest> digests;  // by pool, after event `seq`
   WorkerLoad load;
 };
+// Sent instead while the engine is in a step, when nobody may look at its pools: the worker lives.
+// Says nothing of events, digests or load, so that no mirror is believed for it.
+struct Alive {};
 // Part `index` of the snapshot that `resync_id` asked for. Event kinds: stored, holds, unnamed,
 // phase.
 struct SnapshotChunk {
@@ -56,7 +59,8 @@ struct CommandOutcome {
   uint64_t left_blocks = 0;  // clipped: in use, or needed by others
   std::string reason;        // refused: why
 };
-using WorkerMessage = std::variant<Hello, EventBatch, Heartbeat, SnapshotChunk, CommandOutcome>;
+using WorkerMessage =
+    std::variant<Hello, EventBatch, Heartbeat, SnapshotChunk, CommandOutcome, Alive>;
 
 // Manager to worker. Answer to Hello.
 struct Welcome {

@@ -4,8 +4,8 @@
 #include <span>
 #include <string_view>
 
+#include "cache_manager/block_key.h"
 #include "cache_manager/limits.h"
-#include "common/base/int_math.h"
 #include "common/base/status.h"
 
 namespace kvist::cache_manager {
@@ -103,7 +103,7 @@ absl::Status Validate(const Hello& hello) {
   KVIST_RETURN_IF_ERROR(CheckText("model_fingerprint", info.model_fingerprint, kMaxNameBytes));
   KVIST_RETURN_IF_ERROR(CheckText("numerics_id", info.numerics_id, kMaxNameBytes));
   KVIST_RETURN_IF_ERROR(CheckText("address", info.address, kMaxNameBytes));
-  if (info.block_tokens < 16 || info.block_tokens > 128 || !IsPowerOfTwo(info.block_tokens)) {
+  if (!IsBlockSize(info.block_tokens)) {
     return InvalidField("block_tokens", "must be 16, 32, 64 or 128");
   }
   if (info.pools.empty() || info.pools.size() > kMaxPoolsPerWorker) {

@@ -10,6 +10,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "cache_manager/limits.h"
 #include "cache_manager/snapshot.h"
 #include "cache_manager/stream/messages.h"
 
@@ -45,6 +46,8 @@ class WorkerSide {
   std::vector<WorkerMessage> Poll(int64_t now_ms, const WorkerLoad& load, size_t max_messages);
   // Whether the next Poll has something to send beside heartbeats.
   bool has_more() const;
+  // What the manager wished, or the default until it did.
+  int64_t heartbeat_interval_ms() const { return heartbeat_interval_ms_; }
 
  private:
   CommandOutcome Execute(const EvictCommand& command);
@@ -65,6 +68,28 @@ class WorkerSide {
   std::deque<CommandOutcome> outcomes_;  // to send
   absl::flat_hash_map<RequestId, CommandOutcome> executed_;
   std::deque<RequestId> executed_order_;  // oldest first
+};
+
+// Says when the worker must show that it lives while its WorkerSide cannot be asked: an engine in a
+// step of ten seconds would else be taken for lost. Pure, time as an argument. Single-threaded, on
+// the thread that writes to the stream.
+class SignOfLife {
+ public:
+  // A message was written, whatever it said; `interval_ms`: how long silence may be.
+  void Sent(int64_t now_ms, int64_t interval_ms) {
+    last_sent_ms_ = now_ms;
+    interval_ms_ = interval_ms;
+  }
+  // Alive if it is due, and counted as sent.
+  std::optional<Alive> Poll(int64_t now_ms) {
+    if (now_ms - last_sent_ms_ < interval_ms_) return std::nullopt;
+    last_sent_ms_ = now_ms;
+    return Alive{};
+  }
+
+ private:
+  int64_t last_sent_ms_ = 0;
+  int64_t interval_ms_ = kHeartbeatIntervalMs;
 };
 
 }  // namespace kvist::cache_manager

@@ -10,6 +10,7 @@
 #include "common/text/limits.h"
 #include "common/text/pretokenizer.h"
 #include "common/text/tokenizer.h"
+#include "common/text/utf8.h"
 
 namespace kvist::text {
 namespace {
@@ -181,6 +182,8 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const gguf::File& file) {
   KVIST_RETURN_IF_ERROR(ReadFlags(file, &vocabulary));
   if (file.FindValue(kTemplateKey) != nullptr) {
     KVIST_ASSIGN_OR_RETURN(vocabulary.chat_template, file.GetString(kTemplateKey));
+    // It travels in messages that carry nothing else.
+    if (!IsValidUtf8(vocabulary.chat_template)) return InvalidField(kTemplateKey, "must be UTF-8");
   }
   return vocabulary;
 }

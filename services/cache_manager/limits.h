@@ -6,11 +6,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cache_manager/limits.h"
+
 namespace kvist::services {
 
 // Streams of workers at once: twice the workers of a cell, for those whose old connection still
 // hangs.
 inline constexpr size_t kMaxWorkerStreams = 2'048;
+// Messages that wait behind a write to one worker: every command that may be in flight (all are
+// sent anew after a reconnect), the Welcome and some requests for snapshots. One more ends the
+// stream.
+inline constexpr size_t kMaxQueuedManagerMessages = cache_manager::kMaxCommandsInFlight + 64;
 // How long Evict waits for the workers' outcomes: many heartbeats and steps.
 inline constexpr std::chrono::milliseconds kEvictPatience{10'000};
 // How long a turn may stay open when its frontend does not say: the default deadline of a request

@@ -204,6 +204,13 @@ absl::StatusOr<v1::EndTurnResponse> TurnBook::EndTurn(const v1::EndTurnRequest& 
   if (request.prompt_ids() < 0 || request.prompt_ids() > request.appended_ids_size()) {
     return InvalidField("prompt_ids", "must be 0 .. the number of appended_ids");
   }
+  std::optional<int64_t> text_bytes;
+  if (request.has_answer_text_bytes()) {
+    if (request.answer_text_bytes() < 0) {
+      return InvalidField("answer_text_bytes", "must not be negative");
+    }
+    text_bytes = request.answer_text_bytes();
+  }
   const TurnId turn(request.turn_id());
   cm::EndTurnRequest end{.turn = turn,
                          .appended = {request.appended_ids().data(),
@@ -222,6 +229,7 @@ absl::StatusOr<v1::EndTurnResponse> TurnBook::EndTurn(const v1::EndTurnRequest& 
         ++stored.turns;
         stored.last_answer_tokens =
             static_cast<uint64_t>(request.appended_ids_size() - request.prompt_ids());
+        stored.last_answer_text_bytes = text_bytes;
         stored.open_request.clear();
         return absl::OkStatus();
       }));
@@ -253,6 +261,9 @@ absl::StatusOr<v1::GetTurnResponse> TurnBook::GetTurn(const v1::GetTurnRequest& 
   AddIds(tokens.first(tokens.size() - answer), response.mutable_history_ids());
   AddIds(tokens.last(answer), response.mutable_generated_ids());
   response.set_reason(FinishToProto(record.last_finish));
+  if (session.last_answer_text_bytes.has_value()) {
+    response.set_answer_text_bytes(*session.last_answer_text_bytes);
+  }
   return response;
 }
 

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "services/cache_manager/limits.h"
 #include "services/runtime/status_map.h"
 
 namespace kvist::services {
@@ -27,10 +28,15 @@ WorkerStream* WorkerStream::Start(grpc::CallbackServerContext* context, Cluster*
 }
 
 void WorkerStream::Send(v1::ManagerMessage message) {
+  bool full = false;
   {
     MutexLock lock(mutex_);
     if (end_.has_value()) return;
-    queue_.push_back(std::move(message));
+    full = queue_.size() >= kMaxQueuedManagerMessages;
+    if (!full) queue_.push_back(std::move(message));
+  }
+  if (full) {
+    return Close(absl::ResourceExhaustedError("the worker does not read what the manager sends"));
   }
   Advance();
 }
@@ -43,6 +49,7 @@ void WorkerStream::Close(const absl::Status& status) {
     // A peer that does not read would hold the write, and with it the end, for ever. One that reads
     // gets the status.
     if (writing_ && queue_.size() >= kMaxUnreadMessages) context_->TryCancel();
+    queue_.clear();  // nothing follows the end
   }
   Advance();
 }

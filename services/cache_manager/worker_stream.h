@@ -15,8 +15,8 @@
 namespace kvist::services {
 
 // Reads a message, hands it to the cluster, reads the next; writes what the cluster sends, one
-// message at a time. Holds no thread. Lives until gRPC and the cluster have both let go of it.
-// Thread-safe.
+// message at a time; a worker for which more than kMaxQueuedManagerMessages wait is closed. Holds
+// no thread. Lives until gRPC and the cluster have both let go of it. Thread-safe.
 class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::ManagerMessage>,
                            public WorkerConnection,
                            public std::enable_shared_from_this<WorkerStream> {
@@ -46,8 +46,7 @@ class WorkerStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
   v1::ManagerMessage outgoing_;  // of the write under way
 
   Mutex mutex_;
-  std::deque<v1::ManagerMessage> queue_
-      ABSL_GUARDED_BY(mutex_);  // bounded by kMaxCommandsInFlight and resyncs
+  std::deque<v1::ManagerMessage> queue_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;

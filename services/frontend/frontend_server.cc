@@ -38,6 +38,7 @@ class FrontendServerImpl final : public FrontendServer {
     state_.cluster_secret =
         options.cluster_secret.empty() ? kDevelopmentSecret : options.cluster_secret;
     state_.relay.silence_limit = milliseconds(options.worker_silence_limit_ms);
+    state_.relay.replay_wait = milliseconds(options.replay_wait_ms);
     state_.relay.max_buffered_bytes = options.max_buffered_bytes_per_client;
     if (options.cluster_secret.empty()) {
       LogInfo("no cluster secret is set: prefix caches are salted with a public one");
@@ -107,6 +108,7 @@ absl::Status CheckOptions(const FrontendServerOptions& options) {
   if (options.slow_client_patience_ms < 1 || options.worker_silence_limit_ms < 1) {
     return InvalidField("patience", "must be at least 1 ms");
   }
+  if (options.replay_wait_ms < 0) return InvalidField("replay-wait", "must not be negative");
   if (!options.cache_manager_address.empty()) {
     KVIST_RETURN_IF_ERROR(ParseHostPort(options.cache_manager_address, "--cache-manager").status());
   }

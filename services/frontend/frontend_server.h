@@ -26,6 +26,8 @@ struct FrontendServerOptions {
   size_t max_buffered_bytes_per_client = 1 << 20;
   int64_t slow_client_patience_ms = 30'000;
   int64_t worker_silence_limit_ms = 3000;  // a worker that sends nothing for so long is lost
+  // A request whose workers are gone waits so long for another before it is given up.
+  int64_t replay_wait_ms = 15'000;
   RoleServerOptions server;
 };
 

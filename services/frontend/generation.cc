@@ -1,6 +1,7 @@
 #include "services/frontend/generation.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -118,8 +119,15 @@ class Generation {
                        .metrics = &state_.metrics,
                        .clock = &state_.clock});
     RelayResult result = RunRelay(relay, state_.relay, chooser, sink, state_.clock);
-    if (sink.Flush() && result.status.ok()) result.reason = v1::STOP;
-    return Finish(result, sink.kept_ids());
+    if (result.lost && turn_ != nullptr) {
+      // What was held back stays so: the text of the first n tokens is the same in every run, and
+      // the client has a whole number of them.
+      const auto kept = static_cast<int64_t>(sink.kept_ids().size());
+      result.status = WithDetails(result.status, {.resume_index = std::max(first_index, kept)});
+    } else if (sink.Flush() && result.status.ok()) {
+      result.reason = v1::STOP;
+    }
+    return Finish(result, sink);
   }
 
   v1::WorkerGenerateRequest WorkerRequest() const {
@@ -180,7 +188,8 @@ class Generation {
   }
 
   // Saves the turn, tells the client.
-  absl::Status Finish(const RelayResult& result, const std::vector<int32_t>& kept_ids) {
+  absl::Status Finish(const RelayResult& result, const ResponseSink& sink) {
+    const std::vector<int32_t>& kept_ids = sink.kept_ids();
     v1::GenerateResponse response;
     v1::Finished& finished = *response.mutable_finished();
     finished.set_reason(result.reason);
@@ -192,7 +201,7 @@ class Generation {
     finished.mutable_usage()->set_cached_tokens(
         std::min<int64_t>(result.usage.cached_tokens(), static_cast<int64_t>(prompt_ids_.size())));
     SetTimings(result, finished.mutable_timings());
-    EndSession(result, kept_ids, &finished);
+    EndSession(result, sink, &finished);
     Count(result, finished);
     // A refusal before the first token is a status alone.
     if (result.status.ok() || result.attempts > 0) client_.Write(response);
@@ -211,8 +220,8 @@ class Generation {
     }
   }
 
-  void EndSession(const RelayResult& result, const std::vector<int32_t>& kept_ids,
-                  v1::Finished* finished) {
+  void EndSession(const RelayResult& result, const ResponseSink& sink, v1::Finished* finished) {
+    const std::vector<int32_t>& kept_ids = sink.kept_ids();
     if (implicit_) {
       std::vector<int32_t> all = prompt_ids_;
       all.insert(all.end(), kept_ids.begin(), kept_ids.end());
@@ -220,13 +229,17 @@ class Generation {
       MutexLock lock(state_.implicit_mutex);
       state_.implicit.End(SessionId(session_id_), keys);
     }
+    if (turn_ != nullptr && result.lost) return turn_->LeaveOpen();
     // Nothing came of it: the turn's destructor knows what to do.
     if (turn_ == nullptr || (kept_ids.empty() && !result.status.ok())) return;
     const MonotonicTime now = state_.clock.Now();
     const MonotonicTime until =
         std::max(now + kMinSaveWait, std::min<MonotonicTime>(deadline_, now + kMaxSaveWait));
-    const TurnSaved saved = turn_->End(
-        {.prompt_ids = new_ids_, .generated_ids = kept_ids, .reason = result.reason}, until);
+    const TurnSaved saved = turn_->End({.prompt_ids = new_ids_,
+                                        .generated_ids = kept_ids,
+                                        .text_bytes = sink.text_bytes(),
+                                        .reason = result.reason},
+                                       until);
     finished->set_turn_saved(saved.saved);
     if (saved.saved) finished->set_session_version(static_cast<int64_t>(saved.version));
   }
@@ -299,8 +312,12 @@ absl::Status TellEnded(FrontendState& state, const v1::ResumeRequest& resume,
   started.set_session_id(resume.session_id());
   started.set_turn_id(resume.turn_id());
   started.set_seed(ended.seed());
-  ResponseSink sink(&client, OutputText(&model->tokenizer(), {}),
-                    {.started = std::move(started), .first_index = resume.next_index()});
+  ResponseSink sink(
+      &client, OutputText(&model->tokenizer(), {}),
+      {.started = std::move(started),
+       .first_index = resume.next_index(),
+       .max_text_bytes = ended.has_answer_text_bytes() ? ended.answer_text_bytes()
+                                                       : std::numeric_limits<int64_t>::max()});
   if (!sink.OnStarted("")) return absl::CancelledError("cancelled");
   v1::Token token;
   for (const int32_t id : ids) {

@@ -172,6 +172,7 @@ void ModelDirectory::FetchModels() {
       if (!models_.contains(entry.worker.fingerprint)) without.push_back(entry.worker);
     }
   }
+  absl::flat_hash_map<std::string, absl::StatusCode> unanswered;
   for (const KnownWorker& worker : without) {
     if (unservable_.contains({worker.id, worker.incarnation})) continue;
     {
@@ -181,7 +182,16 @@ void ModelDirectory::FetchModels() {
     }
     const auto response = Ask(*worker.stub, &v1::Worker::StubInterface::GetModel,
                               v1::GetModelRequest(), kModelDeadline);
-    if (!response.ok()) continue;  // the next round tries again
+    if (!response.ok()) {  // the next round tries again
+      absl::StatusCode& told = unanswered[worker.id];
+      const auto before = unanswered_.find(worker.id);
+      told = response.status().code();
+      if (before == unanswered_.end() || before->second != told) {
+        LogWarning("worker {} at {} does not tell its model: {}", worker.id, worker.address,
+                   response.status().ToString());
+      }
+      continue;
+    }
     auto model = ServedModel::Create(*response);
     if (!model.ok()) {
       unservable_.insert({worker.id, worker.incarnation});
@@ -194,6 +204,7 @@ void ModelDirectory::FetchModels() {
     MutexLock lock(mutex_);
     models_[response->fingerprint()] = *std::move(model);
   }
+  unanswered_ = std::move(unanswered);
 }
 
 void ModelDirectory::ForgetAndTell() {

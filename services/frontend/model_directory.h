@@ -100,6 +100,10 @@ class ModelDirectory {
   // workers are.
   absl::flat_hash_set<std::pair<std::string, uint64_t>> unservable_;
 
+  // Workers whose GetModel failed in the last round, with what the log was told; the polling
+  // thread's own.
+  absl::flat_hash_map<std::string, absl::StatusCode> unanswered_;
+
   mutable Mutex mutex_;
   CondVar wake_;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;

@@ -18,6 +18,9 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLookUp{50};           // how often Gone is asked
 constexpr milliseconds kMaxRetryPause{1000};  // before failed workers are tried again
 constexpr milliseconds kDeadlineSlack{500};   // the worker's own end at the deadline comes first
+// Workers that may find the request broken: the first may have failed for its own reason (a step of
+// other requests too); a second says that it is the request.
+constexpr int kMaxBrokenAttempts = 2;
 
 // How an attempt ended.
 enum class End {
@@ -59,7 +62,7 @@ class Relay {
       }
       fruitless_ = before == result_.generated.size() ? fruitless_ + (taken_ ? 1 : 0) : 0;
       if (fruitless_ >= options_.max_fruitless_attempts) {
-        Fail(Lost());
+        FailAsLost();
         return std::move(result_);
       }
     }
@@ -95,16 +98,21 @@ class Relay {
   }
   void Fail(absl::Status status) { EndWith(v1::ERROR, std::move(status)); }
 
-  // A status that tells where to resume. What happened behind (addresses, other processes) is for
-  // the log.
-  absl::Status Lost() const {
-    return WithDetails(absl::AbortedError("the worker was lost and no other could go on"),
-                       {.resume_index = static_cast<int64_t>(result_.generated.size())});
+  // The status tells where to resume. What happened behind (addresses, other processes) is for the
+  // log.
+  void FailAsLost() {
+    result_.lost = true;
+    Fail(WithDetails(absl::AbortedError("the worker was lost and no other could go on"),
+                     {.resume_index = static_cast<int64_t>(result_.generated.size())}));
   }
 
   // No worker beside those that failed: they may come back, or others come. false: no longer; the
   // result is filled.
   bool WaitForWorkers(const absl::Status& none) {
+    if (broken_ > 0) {  // those that are left would find the same
+      Fail(broken_status_);
+      return false;
+    }
     const bool begun = result_.attempts > 0;
     const bool refused = !last_error_.ok() && absl::IsResourceExhausted(last_error_);
     const milliseconds patience = begun ? options_.replay_wait : options_.first_wait;
@@ -114,7 +122,11 @@ class Relay {
       return false;
     }
     if (clock_.Now() - last_news_ > patience) {
-      Fail(begun ? Lost() : none);
+      if (begun) {
+        FailAsLost();
+      } else {
+        Fail(none);
+      }
       return false;
     }
     if (clock_.Now() >= retry_at_) {
@@ -239,6 +251,17 @@ class Relay {
     return End::kOver;
   }
 
+  // The worker lives and says that an invariant of this request broke there (its logits are not
+  // numbers, its step failed). The status names the worker's own line in its log.
+  End Broken(const absl::Status& status, const ChosenWorker& worker) {
+    LogWarning("request {}: broken at worker {}, token {}: {}", request_.base.request_id(),
+               worker.id, result_.generated.size(), std::string(status.message()));
+    last_error_ = broken_status_ = status;
+    if (++broken_ < kMaxBrokenAttempts) return End::kElsewhere;
+    Fail(status);
+    return End::kOver;
+  }
+
   End EndOfStream(const absl::Status& status, const ChosenWorker& worker) {
     if (finished_.has_value()) {
       result_.has_usage = true;
@@ -255,6 +278,7 @@ class Relay {
         EndWith(v1::DEADLINE, absl::DeadlineExceededError("the deadline passed"));
         return End::kOver;
       }
+      if (reason == v1::ERROR && absl::IsInternal(status)) return Broken(status, worker);
     }
     last_error_ = status.ok() ? absl::UnavailableError("the stream ended early") : status;
     switch (status.code()) {
@@ -293,6 +317,8 @@ class Relay {
   milliseconds retry_pause_ = kLookUp;
   uint32_t attempt_ = 0;
   int32_t fruitless_ = 0;
+  int broken_ = 0;  // attempts that ended with a broken invariant
+  absl::Status broken_status_;
   bool taken_ = false;  // this attempt was answered
   std::optional<v1::WorkerFinished> finished_;
   absl::Status last_error_;

@@ -80,6 +80,7 @@ struct RelayRequest {
 struct RelayResult {
   absl::Status status;  // not OK: how the call ends
   v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
+  bool lost = false;               // nobody went on: another attempt may, later
   std::vector<int32_t> generated;  // passed to the sink
   bool has_usage = false;          // a worker finished and told the usage
   v1::Usage usage;                 // of the worker that finished
@@ -94,8 +95,9 @@ struct RelayResult {
 
 // Runs the request to its end. Blocks. `reason` is STOP, LENGTH, CANCELLED (the sink's verdict
 // kStop counts as STOP), DEADLINE with DEADLINE_EXCEEDED, or ERROR with: the worker's refusal as it
-// is; UNAVAILABLE (kNoWorker) if none took the request; ABORTED with resume_index if workers were
-// lost and no replay was possible.
+// is; UNAVAILABLE (kNoWorker) if none took the request; INTERNAL if its invariants broke at a
+// worker and at a second one, or no second one was there; ABORTED with resume_index if workers were
+// lost and no replay was possible (`lost`).
 RelayResult RunRelay(const RelayRequest& request, const RelayOptions& options,
                      WorkerChooser& chooser, RelaySink& sink, const Clock& clock);
 

@@ -58,6 +58,11 @@ bool ResponseSink::Send(std::vector<VisibleToken> visible) {
   v1::GenerateResponse response;
   v1::Delta& delta = *response.mutable_delta();
   for (VisibleToken& token : visible) {
+    const int64_t room = options_.max_text_bytes - text_bytes_;
+    if (static_cast<int64_t>(token.text.size()) > room) {
+      token.text.resize(static_cast<size_t>(room));
+    }
+    text_bytes_ += static_cast<int64_t>(token.text.size());
     if (token.token.has_value()) {
       kept_ids_.push_back(token.token->id());
       if (token.token->index() < options_.first_index) continue;

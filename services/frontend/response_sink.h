@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,8 +21,10 @@ namespace kvist::services {
 class ResponseSink final : public RelaySink {
  public:
   struct Options {
-    v1::Started started;              // worker_id is filled in
-    int64_t first_index = 0;          // tokens before it are known to the client (Resume)
+    v1::Started started;      // worker_id is filled in
+    int64_t first_index = 0;  // tokens before it are known to the client (Resume)
+    // Text of all tokens beyond so many bytes is left out: where a stop string cut an ended turn.
+    int64_t max_text_bytes = std::numeric_limits<int64_t>::max();
     std::function<bool()> cancelled;  // beside the client's leaving; may be empty
     FrontendMetrics* metrics = nullptr;
     const Clock* clock = nullptr;
@@ -38,6 +41,8 @@ class ResponseSink final : public RelaySink {
   bool Flush();
   // Ids of the tokens that are part of the answer.
   const std::vector<int32_t>& kept_ids() const { return kept_ids_; }
+  // Bytes of their text, that before first_index included.
+  int64_t text_bytes() const { return text_bytes_; }
 
  private:
   bool Send(std::vector<VisibleToken> visible);
@@ -47,6 +52,7 @@ class ResponseSink final : public RelaySink {
   Options options_;
   bool ended_ = false;  // by a stop string
   std::vector<int32_t> kept_ids_;
+  int64_t text_bytes_ = 0;
   MonotonicTime last_token_at_;
 };
 

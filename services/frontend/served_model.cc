@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/block_key.h"
 #include "common/base/status.h"
 #include "services/frontend/wire.h"
 
@@ -70,7 +71,9 @@ absl::Status AboutChat(const absl::Status& status) {
 absl::StatusOr<std::shared_ptr<const ServedModel>> ServedModel::Create(
     const v1::GetModelResponse& response) {
   if (response.context_tokens() < 2) return InvalidField("context_tokens", "must be at least 2");
-  if (response.block_tokens() < 1) return InvalidField("block_tokens", "must be at least 1");
+  if (!cache_manager::IsBlockSize(response.block_tokens())) {
+    return InvalidField("block_tokens", "must be 16, 32, 64 or 128");
+  }
   KVIST_ASSIGN_OR_RETURN(text::Vocabulary vocabulary, VocabularyFromWire(response.vocabulary()));
   auto model = std::shared_ptr<ServedModel>(new ServedModel());
   KVIST_ASSIGN_OR_RETURN(model->tokenizer_, text::Tokenizer::Create(std::move(vocabulary)));

@@ -80,8 +80,15 @@ TurnSaved SessionTurn::End(const Outcome& outcome, MonotonicTime until) {
   request.mutable_appended_ids()->Add(outcome.prompt_ids.begin(), outcome.prompt_ids.end());
   request.mutable_appended_ids()->Add(outcome.generated_ids.begin(), outcome.generated_ids.end());
   request.set_prompt_ids(static_cast<int64_t>(outcome.prompt_ids.size()));
+  request.set_answer_text_bytes(outcome.text_bytes);
   request.set_reason(outcome.reason);
   return manager_->EndTurn(request, until);
+}
+
+void SessionTurn::LeaveOpen() {
+  ours_to_discard_ = false;
+  // One try: without it the turn has what is left of its lease, two thirds or more.
+  manager_->RenewTurn(session_id_, turn_id_, kLease).IgnoreError();
 }
 
 }  // namespace kvist::services

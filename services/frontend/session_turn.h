@@ -18,8 +18,9 @@
 
 namespace kvist::services {
 
-// One open turn. Dropped without End, one that was begun here is given up: nothing is appended; one
-// that was taken over stays open until its lease is over, for another try. Single-threaded.
+// One open turn. Dropped without End or LeaveOpen, one that was begun here is given up: nothing is
+// appended; one that was taken over stays open until its lease is over, for another try.
+// Single-threaded.
 class SessionTurn {
  public:
   // What the manager is to keep for a replay: the request as it came, id and seed filled in.
@@ -54,10 +55,14 @@ class SessionTurn {
   struct Outcome {
     std::span<const int32_t> prompt_ids;  // new ones, without the history
     std::span<const int32_t> generated_ids;
+    int64_t text_bytes = 0;  // of the answer's text that the client got
     v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
   };
   // Appends and closes; waits for the store, at most until `until`. Once.
   TurnSaved End(const Outcome& outcome, MonotonicTime until);
+  // No worker could go on: nothing is appended, and the turn stays open under a whole lease, for
+  // Resume. In place of End.
+  void LeaveOpen();
 
  private:
   SessionTurn(const std::string& session_id, const std::string& turn_id, ManagerClient* manager,

@@ -303,6 +303,7 @@ struct FillWorkerMessage {
     }
     *message->mutable_load() = ToProto(heartbeat.load);
   }
+  void operator()(const cm::Alive&) const { out->mutable_alive(); }
   void operator()(const cm::SnapshotChunk& chunk) const {
     v1::SnapshotChunk* message = out->mutable_snapshot();
     message->set_resync_id(chunk.resync_id);
@@ -370,6 +371,8 @@ absl::StatusOr<cm::WorkerMessage> FromProto(const v1::WorkerMessage& message) {
       return ChunkFromProto(message.snapshot());
     case v1::WorkerMessage::kOutcome:
       return OutcomeFromProto(message.outcome());
+    case v1::WorkerMessage::kAlive:
+      return cm::Alive{};
     case v1::WorkerMessage::MESSAGE_NOT_SET:
       break;
   }

@@ -23,7 +23,7 @@ namespace cm = ::kvist::cache_manager;
 
 static_assert(std::endian::native == std::endian::little, "token ids are stored little-endian");
 
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
 constexpr int64_t kApplicationId = 0x4b565354;  // "KVST"
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
@@ -36,17 +36,23 @@ constexpr char kSchema[] = R"sql(
     last_answer_tokens INTEGER NOT NULL,
     open_turn TEXT NOT NULL, open_request_id TEXT NOT NULL, open_seed INTEGER NOT NULL,
     open_begun_ms INTEGER NOT NULL, open_expires_ms INTEGER NOT NULL, open_request BLOB NOT NULL,
-    expires_ms INTEGER NOT NULL, history_tokens INTEGER NOT NULL) WITHOUT ROWID;
+    expires_ms INTEGER NOT NULL, history_tokens INTEGER NOT NULL,
+    last_answer_text_bytes INTEGER NOT NULL DEFAULT -1) WITHOUT ROWID;
   CREATE INDEX sessions_by_expiry ON sessions (expires_ms);
   CREATE TABLE histories (id TEXT PRIMARY KEY NOT NULL, tokens BLOB NOT NULL);
 )sql";
 
+// A store of version 1 lacks one column; -1: all of the answer's text.
+constexpr char kFromVersion1[] =
+    "ALTER TABLE sessions ADD COLUMN last_answer_text_bytes INTEGER NOT NULL DEFAULT -1;";
+
 #define KVIST_COLUMNS                                                                             \
   "id, tenant, model, cache_kind, kv_format, version, created_ms, used_ms, ttl_ms, last_finish, " \
   "last_turn, turns, last_answer_tokens, open_turn, open_request_id, open_seed, open_begun_ms, "  \
-  "open_expires_ms, open_request, expires_ms, history_tokens"
+  "open_expires_ms, open_request, expires_ms, history_tokens, last_answer_text_bytes"
 
 constexpr int kHistoryTokensColumn = 20;
+constexpr int kAnswerTextBytesColumn = 21;
 
 std::string_view BytesOf(std::span<const int32_t> tokens) {
   return {reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()};
@@ -85,6 +91,7 @@ void BindSession(const StoredSession& session, SqliteStatement& statement) {
   statement.Bind(18, open.expires_wall_ms);
   statement.BindBlob(19, session.open_request);
   statement.Bind(20, ExpiryMs(record));
+  statement.Bind(22, session.last_answer_text_bytes.value_or(-1));
 }
 
 StoredSession ReadSession(const SqliteStatement& row) {
@@ -111,6 +118,8 @@ StoredSession ReadSession(const SqliteStatement& row) {
                                     .expires_wall_ms = row.Int(17)};
   }
   session.open_request = std::string(row.Bytes(18));
+  const int64_t text_bytes = row.Int(kAnswerTextBytesColumn);
+  if (text_bytes >= 0) session.last_answer_text_bytes = text_bytes;
   return session;
 }
 
@@ -122,14 +131,14 @@ struct Statements {
   absl::Status Prepare(SqliteDatabase& database) {
     const std::pair<std::unique_ptr<SqliteStatement>*, const char*> all[] = {
         {&insert, "INSERT INTO sessions (" KVIST_COLUMNS ") VALUES "
-                  "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"},
+                  "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"},
         {&insert_history, "INSERT INTO histories (id, tokens) VALUES (?, ?)"},
         {&select, "SELECT " KVIST_COLUMNS " FROM sessions WHERE id = ?"},
         {&select_history, "SELECT tokens FROM histories WHERE id = ?"},
         {&select_version, "SELECT version FROM sessions WHERE id = ?"},
         {&update,
          "UPDATE sessions SET (" KVIST_COLUMNS ") = (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,"
-         "?13,?14,?15,?16,?17,?18,?19,?20,coalesce(?21,history_tokens)) WHERE id = ?1"},
+         "?13,?14,?15,?16,?17,?18,?19,?20,coalesce(?21,history_tokens),?22) WHERE id = ?1"},
         {&update_history, "UPDATE histories SET tokens = ?2 WHERE id = ?1"},
         {&erase, "DELETE FROM sessions WHERE id = ?"},
         {&erase_history, "DELETE FROM histories WHERE id = ?"},
@@ -214,9 +223,11 @@ absl::Status SqliteStore::SetUp() {
   KVIST_ASSIGN_OR_RETURN(const int64_t owner, database_->QueryInt("PRAGMA application_id"));
   KVIST_ASSIGN_OR_RETURN(const int64_t tables,
                          database_->QueryInt("SELECT count(*) FROM sqlite_schema"));
-  if (tables == 0 && version == 0) {
+  const bool is_new = tables == 0 && version == 0;
+  if (is_new || (owner == kApplicationId && version == 1)) {
     KVIST_RETURN_IF_ERROR(Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      return database_->Execute(absl::StrCat(kSchema, "PRAGMA user_version = ", kSchemaVersion,
+      return database_->Execute(absl::StrCat(is_new ? kSchema : kFromVersion1,
+                                             "PRAGMA user_version = ", kSchemaVersion,
                                              "; PRAGMA application_id = ", kApplicationId)
                                     .c_str());
     }));

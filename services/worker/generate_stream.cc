@@ -28,9 +28,17 @@ void GenerateStream::Begin() {
 void GenerateStream::Refuse(const absl::Status& status) {
   {
     MutexLock lock(mutex_);
-    closed_ = true;
+    closed_ = refused_ = true;
   }
   Finish(ToGrpc(status, options_.context));
+}
+
+void GenerateStream::CancelRequest() {
+  {
+    MutexLock lock(mutex_);
+    if (refused_ || finished_.has_value()) return;
+  }
+  options_.cancel(this);
 }
 
 void GenerateStream::WakeLocked() {
@@ -122,10 +130,10 @@ void GenerateStream::Pump(MonotonicTime now) {
     case Step::kWriteLast:
       return StartWriteAndFinish(&response_, grpc::WriteOptions(), status);
     case Step::kCancelCall:  // OnWriteDone(false) follows
-      options_.cancel();
+      CancelRequest();
       return options_.context->TryCancel();
     case Step::kClose:
-      options_.cancel();
+      CancelRequest();
       return Finish({grpc::StatusCode::CANCELLED, "the client is gone or too slow"});
   }
 }
@@ -142,7 +150,7 @@ void GenerateStream::OnWriteDone(bool ok) {
 }
 
 void GenerateStream::OnCancel() {
-  options_.cancel();
+  CancelRequest();
   MutexLock lock(mutex_);
   broken_ = true;
   WakeLocked();

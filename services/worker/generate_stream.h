@@ -34,7 +34,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateR
     uint32_t attempt = 0;
     uint64_t incarnation = 0;
     int64_t prompt_tokens = 0;
-    std::function<void()> cancel;  // ends the request in the engine; never blocks
+    // Ends in the engine the request that this sink was submitted with; never blocks.
+    std::function<void(const worker::TokenSink*)> cancel;
     std::function<void(const worker::FinishInfo&)> on_finished;  // on the engine's thread
   };
   static std::shared_ptr<GenerateStream> Create(Options options);
@@ -62,6 +63,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateR
   Step NextStep(MonotonicTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TakeTokens() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Unless the request was refused or has ended.
+  void CancelRequest() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Options options_;
   std::shared_ptr<GenerateStream> self_;  // gRPC's share, until OnDone
@@ -73,6 +76,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::WorkerGenerateR
   std::optional<worker::FinishInfo> finished_ ABSL_GUARDED_BY(mutex_);
   MonotonicTime last_write_ ABSL_GUARDED_BY(mutex_);
   bool begun_ ABSL_GUARDED_BY(mutex_) = false;
+  bool refused_ ABSL_GUARDED_BY(mutex_) = false;
   bool accepted_sent_ ABSL_GUARDED_BY(mutex_) = false;
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;  // waits in the relay's queue
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;

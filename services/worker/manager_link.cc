@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "cache_manager/limits.h"
 #include "common/base/logging.h"
 #include "services/runtime/role_server.h"
 #include "services/worker/limits.h"
@@ -85,12 +87,13 @@ bool ManagerLink::RunOnce() {
     if (stopped_) return false;
     context_ = &context;
     broken_ = welcomed_ = false;
+    polled_.reset();
   }
   const auto stream = stub_->WorkerStream(&context);
   if (stream->Write(ToProto(*hello, options_.description))) {
     std::thread reader([&] { ReadUntilBroken(*stream, context); });
-    WriteUntilBroken(*stream);
-    context.TryCancel();
+    // Cancelled only where nobody else ends it: the manager's own status would be lost.
+    if (!WriteUntilBroken(*stream)) context.TryCancel();
     reader.join();
   }
   const grpc::Status status = stream->Finish();
@@ -100,30 +103,78 @@ bool ManagerLink::RunOnce() {
     context_ = nullptr;
     welcomed = welcomed_;
   }
+  // Runs after a look at the state machine that is still asked for: its answer is nobody's.
   options_.engine->RunBetweenSteps([&](worker::EngineState&) { side_->Disconnect(); });
   if (welcomed) {
+    told_refusal_.clear();
     options_.on_connected(false);
     LogWarning("stream to the cache manager {} ended: {}", options_.manager_address,
                status.error_message());
+  } else {
+    TellRefusal(status);
   }
   return welcomed;
 }
 
-void ManagerLink::WriteUntilBroken(Stream& stream) {
+void ManagerLink::TellRefusal(const grpc::Status& status) {
+  // One that is not reached says so in ever other words: addresses, causes, times.
+  const bool not_there = status.error_code() == grpc::StatusCode::UNAVAILABLE;
+  std::string refusal = absl::StrCat(status.error_code(), not_there ? "" : status.error_message());
+  {
+    MutexLock lock(mutex_);
+    if (stopped_ || refusal == told_refusal_) return;
+  }
+  told_refusal_ = std::move(refusal);
+  LogWarning("the cache manager {} does not take this worker ({}): {}", options_.manager_address,
+             absl::StatusCodeToString(static_cast<absl::StatusCode>(status.error_code())),
+             status.error_message());
+}
+
+bool ManagerLink::StartPoll() {
+  return options_.engine->PostBetweenSteps([this](worker::EngineState& state) {
+    Polled polled{.messages = side_->Poll(NowMs(), state.load, kMaxMessagesPerPoll),
+                  .more = side_->has_more(),
+                  .heartbeat_interval_ms = side_->heartbeat_interval_ms()};
+    {
+      MutexLock lock(mutex_);
+      polled_ = std::move(polled);
+    }
+    changed_.NotifyAll();
+  });
+}
+
+std::optional<ManagerLink::Polled> ManagerLink::WaitForPolled(bool* broken) {
+  const auto until = std::chrono::steady_clock::now() + kMaxEventDelay;
+  MutexLock lock(mutex_);
+  while (!polled_.has_value() && !stopped_ && !broken_) {
+    if (!changed_.WaitUntil(mutex_, until)) break;
+  }
+  *broken = broken_ || stopped_;
+  return std::exchange(polled_, std::nullopt);
+}
+
+bool ManagerLink::WriteUntilBroken(Stream& stream) {
+  cm::SignOfLife life;
+  life.Sent(NowMs(), cm::kHeartbeatIntervalMs);
   bool broken = false;
   bool more = true;
   while (!broken) {
-    if (!WaitForWork(more ? std::chrono::milliseconds(0) : kMaxEventDelay, &broken)) return;
-    std::vector<cm::WorkerMessage> messages;
-    const bool engine_runs = options_.engine->RunBetweenSteps([&](worker::EngineState& state) {
-      messages = side_->Poll(NowMs(), state.load, kMaxMessagesPerPoll);
-      more = side_->has_more();
-    });
-    if (!engine_runs) return;
-    for (const cm::WorkerMessage& message : messages) {
-      if (!stream.Write(ToProto(message, options_.description))) return;
+    if (!WaitForWork(more ? std::chrono::milliseconds(0) : kMaxEventDelay, &broken)) return true;
+    if (!StartPoll()) return false;
+    std::optional<Polled> polled = WaitForPolled(&broken);
+    while (!polled.has_value()) {
+      if (broken) return true;
+      const auto alive = life.Poll(NowMs());
+      if (alive.has_value() && !stream.Write(ToProto(*alive, options_.description))) return true;
+      polled = WaitForPolled(&broken);
+    }
+    more = polled->more;
+    for (const cm::WorkerMessage& message : polled->messages) {
+      if (!stream.Write(ToProto(message, options_.description))) return true;
+      life.Sent(NowMs(), polled->heartbeat_interval_ms);
     }
   }
+  return true;
 }
 
 void ManagerLink::ReadUntilBroken(Stream& stream, grpc::ClientContext& context) {

@@ -23,7 +23,8 @@ namespace kvist::services {
 
 // Two threads: one polls the state machine between steps and writes, one reads. All of the state
 // machine runs on the engine's thread, so a slow manager costs the engine nothing but its bounded
-// event log. Thread-safe.
+// event log; while a step keeps the engine, the writing thread itself shows that the worker lives.
+// Thread-safe.
 class ManagerLink {
  public:
   struct Options {
@@ -49,16 +50,31 @@ class ManagerLink {
   void Run();
   // One connection, from Hello to its end. True: the manager welcomed us.
   bool RunOnce();
-  void WriteUntilBroken(Stream& stream);
+  // What one look at the state machine gave.
+  struct Polled {
+    std::vector<cache_manager::WorkerMessage> messages;
+    bool more = false;
+    int64_t heartbeat_interval_ms = 0;
+  };
+  // Until the stream is at its end, or the link. False: neither, the engine is stopped.
+  bool WriteUntilBroken(Stream& stream);
+  // Asks the engine's thread to look at the state machine; WaitForPolled has the answer. False: the
+  // engine is stopped.
+  bool StartPoll() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits at most kMaxEventDelay: nullopt if the engine is still in its step.
+  std::optional<Polled> WaitForPolled(bool* broken) ABSL_LOCKS_EXCLUDED(mutex_);
   void ReadUntilBroken(Stream& stream, grpc::ClientContext& context);
   bool Handle(const v1::ManagerMessage& message);
   // Waits for a wake-up or until `time` has passed. False: stopped or broken.
   bool WaitForWork(std::chrono::milliseconds time, bool* broken) ABSL_LOCKS_EXCLUDED(mutex_);
   int64_t NowMs() const;
+  // Tells the log why the manager did not take the worker: the first time and whenever it changes.
+  void TellRefusal(const grpc::Status& status);
 
   const Options options_;
   std::unique_ptr<v1::CacheManager::Stub> stub_;
   std::unique_ptr<cache_manager::WorkerSide> side_;  // the engine's thread's
+  std::string told_refusal_;                         // the writing thread's; empty: none
 
   Mutex mutex_;
   CondVar changed_;
@@ -66,6 +82,7 @@ class ManagerLink {
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // the connection under way
   bool welcomed_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<Polled> polled_ ABSL_GUARDED_BY(mutex_);
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::thread thread_;
 };

@@ -73,7 +73,8 @@ class Server final : public WorkerServer {
                   .relay = &relay_,
                   .clock = clock_,
                   .metrics = &metrics_,
-                  .model = model}),
+                  .model = model,
+                  .on_drain = [this] { TurnUnready(); }}),
         model_(std::move(model)) {
     model_.clear_vocabulary();
   }
@@ -84,7 +85,9 @@ class Server final : public WorkerServer {
     engine_.Start();
     KVIST_ASSIGN_OR_RETURN(server_, RoleServer::Start(options_.server, {&service_}));
     if (!options_.cache_manager_address.empty()) StartLink();
-    server_->SetReady(true);
+    MutexLock lock(ready_mutex_);
+    listening_ = server_.get();
+    listening_->SetReady(!draining_);
     return absl::OkStatus();
   }
 
@@ -114,6 +117,13 @@ class Server final : public WorkerServer {
       if (theirs) theirs();
     };
     return engine;
+  }
+
+  // A Drain may come as soon as the port is open.
+  void TurnUnready() {
+    MutexLock lock(ready_mutex_);
+    draining_ = true;
+    if (listening_ != nullptr) listening_->SetReady(false);
   }
 
   void StartLink() {
@@ -155,6 +165,9 @@ class Server final : public WorkerServer {
   EngineMetrics engine_metrics_;  // the engine's thread's
   uint64_t announced_seq_ = 0;    // likewise
   Mutex shutdown_mutex_;
+  Mutex ready_mutex_;
+  bool draining_ ABSL_GUARDED_BY(ready_mutex_) = false;
+  RoleServer* listening_ ABSL_GUARDED_BY(ready_mutex_) = nullptr;
   Mutex link_mutex_;
   ManagerLink* running_link_ ABSL_GUARDED_BY(link_mutex_) = nullptr;
   StreamRelay relay_;

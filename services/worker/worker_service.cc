@@ -40,7 +40,7 @@ absl::Status WorkerService::Submit(const v1::WorkerGenerateRequest& message,
     if (known != live_.end() && known->second.contains(id)) {
       return WithDetails(absl::AbortedError("a live request has this id"), {.field = "request_id"});
     }
-    live_[session].insert(id);
+    live_[session].emplace(id, sink.get());
   }
   const absl::Status status = options_.engine->Submit(std::move(request), std::move(sink));
   if (!status.ok()) Forget(session, id);
@@ -57,7 +57,8 @@ grpc::ServerWriteReactor<v1::WorkerGenerateResponse>* WorkerService::Generate(
        .attempt = request->attempt(),
        .incarnation = options_.model.incarnation(),
        .prompt_tokens = request->prompt_ids_size(),
-       .cancel = [engine = options_.engine, id] { engine->Cancel(id); },
+       .cancel = [engine = options_.engine,
+                  id](const worker::TokenSink* sink) { engine->Cancel(id, sink); },
        .on_finished =
            [this, session, id](const worker::FinishInfo& info) {
              options_.metrics->worker_requests_total[static_cast<size_t>(info.reason)]->Increment();
@@ -88,7 +89,7 @@ void WorkerService::CancelSession(const SessionId& session) {
   MutexLock lock(mutex_);
   const auto found = live_.find(session);
   if (found == live_.end()) return;
-  for (const RequestId& request : found->second) options_.engine->Cancel(request);
+  for (const auto& [request, sink] : found->second) options_.engine->Cancel(request, sink);
 }
 
 grpc::Status WorkerService::GetModel(grpc::ServerContext*, const v1::GetModelRequest* request,
@@ -141,6 +142,7 @@ grpc::Status WorkerService::Drain(grpc::ServerContext* context, const v1::DrainR
     return ToGrpc(InvalidField("timeout_ms", "must be 0 .. 600,000"), context);
   }
   options_.engine->BeginDrain();
+  if (options_.on_drain) options_.on_drain();
   if (drain_calls_.fetch_add(1) >= kMaxDrainCalls) {
     drain_calls_.fetch_sub(1);
     return ToGrpc(Overloaded("as many drain calls wait as may", 1'000), context);

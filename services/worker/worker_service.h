@@ -4,11 +4,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "common/base/clock.h"
 #include "common/base/mutex.h"
 #include "proto/kvist/v1/worker.grpc.pb.h"
@@ -27,7 +27,8 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
     StreamRelay* relay = nullptr;
     const Clock* clock = nullptr;
     WorkerMetrics* metrics = nullptr;
-    v1::GetModelResponse model;  // whole; stop ids are taken from its vocabulary
+    v1::GetModelResponse model;      // whole; stop ids are taken from its vocabulary
+    std::function<void()> on_drain;  // the worker takes nothing new from now on; may come again
   };
   explicit WorkerService(Options options);
 
@@ -58,7 +59,9 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
 
   Mutex mutex_;
   CondVar request_ended_;
-  absl::flat_hash_map<SessionId, absl::flat_hash_set<RequestId>> live_ ABSL_GUARDED_BY(mutex_);
+  // With their sinks, which live at least until the request is forgotten here.
+  absl::flat_hash_map<SessionId, absl::flat_hash_map<RequestId, const worker::TokenSink*>> live_
+      ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvist::services

@@ -31,6 +31,32 @@ TEST(EventLogTest, OneEventBeyondTheLimitDropsAllThatWait) {
   EXPECT_EQ(run.events.size(), 1u);
 }
 
+TEST(EventLogTest, OneKeyBeyondTheLimitDropsAllThatWait) {
+  EventLog log({.num_pools = 1});
+  const auto hold = [&](size_t keys) {
+    log.Append(SessionHolds{.keys = std::vector<BlockKey>(keys)});
+  };
+  const size_t fit = kMaxWaitingKeys / kMaxKeysPerEvent;
+  for (size_t i = 0; i < fit; ++i) hold(kMaxKeysPerEvent);
+  log.Append(Released(1));
+  EXPECT_EQ(log.waiting(), fit + 1);
+  EXPECT_EQ(log.waiting_keys(), kMaxWaitingKeys);
+  EXPECT_EQ(log.overflows(), 0u);
+  hold(1);
+  EXPECT_EQ(log.overflows(), 1u);
+  EXPECT_EQ(log.waiting(), 1u);
+  EXPECT_EQ(log.waiting_keys(), 1u);
+  EXPECT_EQ(log.TakeBatch().first_seq, fit + 2);
+  EXPECT_EQ(log.waiting_keys(), 0u);
+  // What was taken or dropped makes room.
+  for (size_t i = 0; i < 3 * fit; ++i) {
+    hold(kMaxKeysPerEvent);
+    if (i % 2 == 0) log.TakeBatch(1);
+    if (i % 10 == 0) log.DropThrough(log.last_seq());
+  }
+  EXPECT_EQ(log.overflows(), 1u);
+}
+
 TEST(EventLogTest, BatchesStayWithinTheLimitsOfEventsAndKeys) {
   EventLog log({.num_pools = 1});
   for (size_t i = 0; i < kMaxEventsPerBatch + 1; ++i) log.Append(Released(1));

@@ -25,6 +25,7 @@ struct RoleClusterOptions {
   int32_t max_running_requests = 64;
   int32_t num_blocks = 512;  // of each worker
   worker::SamplingDefaults sampling_defaults;
+  int64_t replay_wait_ms = 15'000;
 };
 
 // How fast a worker runs. Thread-safe.
@@ -63,6 +64,7 @@ class RoleCluster {
     FrontendServerOptions frontend_options;
     frontend_options.cache_manager_address = manager->server().grpc_address();
     frontend_options.max_running_requests = options.max_running_requests;
+    frontend_options.replay_wait_ms = options.replay_wait_ms;
     frontend = FrontendServer::Start(frontend_options).value();
     // Every worker, not only the first.
     if (options.workers == 0) return;

@@ -52,6 +52,43 @@ TEST_F(RolesTest, EndedTurnIsToldAgainFromAnyIndex) {
   EXPECT_EQ(client_->Resume(resume, {}, &none).code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(RolesTest, EndedTurnThatAStopStringCutInsideATokenIsToldAsTheClientGotIt) {
+  CreateSession("s");
+  // Asks for random tokens until "ab" is among them, which is one token: "b" begins inside it.
+  Generated first;
+  for (uint64_t seed = 1; seed < 200 && first.finished.reason() != v1::STOP; ++seed) {
+    v1::GenerateRequest request = InSession(IdsRequest(RandomIds(4, 1), 60), "s");
+    request.mutable_sampling()->set_temperature(100.0f);
+    request.mutable_sampling()->set_seed(seed);
+    request.mutable_stop()->add_stop_strings("b");
+    first = Generated();
+    ASSERT_TRUE(Generate(request, &first).ok());
+    if (first.tokens.empty() || first.tokens.back().id() != kAbId) first.finished.Clear();
+    v1::ResetSessionRequest reset;
+    reset.set_id("s");
+    if (first.finished.reason() != v1::STOP) {
+      ASSERT_TRUE(client_->ResetSession(reset).ok());
+    }
+  }
+  ASSERT_EQ(first.finished.reason(), v1::STOP);
+  ASSERT_TRUE(first.text.ends_with("a"));
+  const auto count = static_cast<int64_t>(first.tokens.size());
+  for (const int64_t index : {int64_t{0}, count - 1, count}) {
+    v1::ResumeRequest resume;
+    resume.set_session_id("s");
+    resume.set_turn_id(first.started.turn_id());
+    resume.set_next_index(index);
+    Generated again;
+    ASSERT_TRUE(client_->Resume(resume, {}, &again).ok());
+    EXPECT_EQ(again.tokens.size(), static_cast<size_t>(count - index));
+    EXPECT_TRUE(first.text.ends_with(again.text)) << again.text;
+    EXPECT_EQ(again.text.empty(), index == count);
+    if (index == 0) {
+      EXPECT_EQ(again.text, first.text);
+    }
+  }
+}
+
 TEST_F(RolesTest, ResumeOfATurnThatRunsIsAbortedAndTheTurnGoesOn) {
   CreateSession("s");
   cluster_.pace.SetStepMs(10);
@@ -109,6 +146,70 @@ TEST_F(NoWorkerYetTest, ResumeThatFailsLeavesTheTurnForTheNext) {
   EXPECT_EQ(resumed.tokens.size(), 30u);
   EXPECT_TRUE(resumed.finished.turn_saved());
   EXPECT_EQ(client_->GetSession(get)->open_turn_id(), "");
+}
+
+class NoReplacementTest : public RolesTest {
+ protected:
+  NoReplacementTest() : RolesTest({.workers = 1, .replay_wait_ms = 1}) {}
+};
+
+// The last worker is lost behind the first token of a session's turn, another comes, and Resume
+// tells the rest: both together are what a run without trouble gives.
+TEST_F(NoReplacementTest, ATurnWhoseWorkerIsLostIsResumedWhenAnotherCame) {
+  v1::GenerateRequest request = IdsRequest(RandomIds(20, 1), 80);
+  request.mutable_sampling()->set_temperature(0.8f);
+  request.mutable_sampling()->set_seed(7);
+  Generated whole;
+  ASSERT_TRUE(Generate(request, &whole).ok());
+  // Begins behind the first characters and is long: all text but theirs is held back when the
+  // worker goes, and none of it may ever be seen.
+  size_t from = 2;
+  while ((static_cast<uint8_t>(whole.text[from]) & 0xc0) == 0x80) ++from;
+  size_t to = from + 40;
+  while ((static_cast<uint8_t>(whole.text[to]) & 0xc0) == 0x80) ++to;
+  const std::string held_back = whole.text.substr(from, to - from);
+  for (const std::string& stop_string : {std::string(), held_back}) {
+    SCOPED_TRACE(stop_string);
+    if (!stop_string.empty()) request.mutable_stop()->add_stop_strings(stop_string);
+    whole = Generated();
+    ASSERT_TRUE(Generate(request, &whole).ok());
+    const std::string session = stop_string.empty() ? "plain" : "stopped";
+    CreateSession(session);
+    cluster_.pace.SetStepMs(30);
+    Background stream(cluster_.Connect(), InSession(request, session));
+    ASSERT_TRUE(stream.WaitForFirstToken());
+    cluster_.workers.back()->Shutdown(std::chrono::milliseconds(0));
+    cluster_.pace.SetStepMs(0);
+    stream.Join();
+    EXPECT_EQ(stream.status.code(), absl::StatusCode::kAborted) << stream.status;
+    const int64_t index = DetailsOf(stream.status).resume_index;
+    EXPECT_EQ(index, static_cast<int64_t>(stream.generated.tokens.size()));
+    ASSERT_GT(index, 0);
+    v1::GetSessionRequest get;
+    get.set_id(session);
+    EXPECT_EQ(client_->GetSession(get)->open_turn_id(), stream.generated.started.turn_id());
+    cluster_.StartWorker();
+    v1::ResumeRequest resume;
+    resume.set_session_id(session);
+    resume.set_turn_id(stream.generated.started.turn_id());
+    resume.set_next_index(index);
+    Generated rest;
+    absl::Status status;
+    // Until the frontend has heard of the new worker.
+    ASSERT_TRUE(RoleCluster::Until([&] {
+      rest = Generated();
+      status = client_->Resume(resume, {}, &rest);
+      return !absl::IsUnavailable(status) && !absl::IsAborted(status);
+    }));
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(rest.finished.turn_saved());
+    EXPECT_EQ(rest.finished.reason(), whole.finished.reason());
+    std::vector<int32_t> ids = IdsOf(stream.generated);
+    for (const int32_t id : IdsOf(rest)) ids.push_back(id);
+    EXPECT_EQ(ids, IdsOf(whole));
+    EXPECT_EQ(stream.generated.text + rest.text, whole.text);
+    EXPECT_EQ(client_->GetSession(get)->open_turn_id(), "");
+  }
 }
 
 class TwoWorkersTest : public RolesTest {

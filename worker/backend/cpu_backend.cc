@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cfenv>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/limits.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "common/text/utf8.h"
 #include "worker/backend/batch_check.h"
 #include "worker/backend/kv_pools.h"
 #include "worker/backend/memory_available.h"
@@ -21,6 +24,8 @@
 
 namespace kvist::worker {
 namespace {
+
+constexpr std::string_view kNameKey = "general.name";
 
 // Raised whenever the bits of logits or of KV pages change for the same file.
 constexpr int kRecipeVersion = 1;
@@ -171,8 +176,14 @@ absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& bac
   ModelFacts facts = backend.facts;  // what ReadOptions found
   facts.architecture = backend.config.architecture;
   facts.name = facts.architecture;
-  if (file.FindValue("general.name") != nullptr) {
-    KVIST_ASSIGN_OR_RETURN(facts.name, file.GetString("general.name"));
+  if (file.FindValue(kNameKey) != nullptr) {
+    KVIST_ASSIGN_OR_RETURN(facts.name, file.GetString(kNameKey));
+    // Messages to managers and frontends carry nothing else.
+    if (!text::IsValidUtf8(facts.name)) return InvalidField(kNameKey, "must be UTF-8");
+    if (facts.name.size() > cache_manager::kMaxNameBytes) {
+      return InvalidField(kNameKey, absl::StrCat("has ", facts.name.size(), " bytes; at most ",
+                                                 cache_manager::kMaxNameBytes, " are allowed"));
+    }
   }
   facts.fingerprint = file.Fingerprint();
   facts.vocab = backend.config.vocab;

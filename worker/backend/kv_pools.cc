@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/block_key.h"
+#include "cache_manager/limits.h"
 #include "common/base/check.h"
 #include "common/base/int_math.h"
 #include "common/base/status.h"
@@ -10,8 +12,8 @@
 namespace kvist::worker {
 namespace {
 
-// Keeps the bookkeeping of a pool (some 100 bytes a block) far below the pool's own size.
-constexpr int64_t kMaxPoolBlocks = int64_t{1} << 24;
+// What the manager takes of one pool: a worker with more would never be welcomed.
+constexpr int64_t kMaxPoolBlocks = cache_manager::kMaxBlocksPerPool;
 
 // Tokens of `group` that one sequence needs at its longest.
 int64_t LeastTokens(const LayerGroup& group, const KvPoolsOptions& options) {
@@ -22,7 +24,7 @@ int64_t LeastTokens(const LayerGroup& group, const KvPoolsOptions& options) {
 
 absl::Status CheckOptions(const KvPoolsOptions& options) {
   const int32_t tokens = options.block_tokens;
-  if (tokens != 16 && tokens != 32 && tokens != 64 && tokens != 128) {
+  if (!cache_manager::IsBlockSize(tokens)) {
     return InvalidField("block_tokens", absl::StrCat("must be 16, 32, 64 or 128, is ", tokens));
   }
   if (options.formats.empty()) return InvalidField("kv_formats", "none given");
@@ -32,7 +34,10 @@ absl::Status CheckOptions(const KvPoolsOptions& options) {
           "kv_formats", absl::StrCat(ToAbsl(KvFormatName(options.formats[i])), " is given twice"));
     }
   }
-  if (options.blocks_per_pool < 0) return InvalidField("blocks_per_pool", "is negative");
+  if (options.blocks_per_pool < 0 || options.blocks_per_pool > kMaxPoolBlocks) {
+    return InvalidField("blocks_per_pool", absl::StrCat("must be 0 .. ", kMaxPoolBlocks, ", is ",
+                                                        options.blocks_per_pool));
+  }
   if (options.kv_bytes < 0) return InvalidField("kv_bytes", "is negative");
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <variant>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "common/base/check.h"
 #include "common/base/mutex.h"
@@ -53,8 +54,9 @@ class Engine::Loop {
   bool idle() const ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  void Cancel(const RequestId& id) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Cancel(const RequestId& id, const TokenSink* sink) ABSL_LOCKS_EXCLUDED(mutex_);
   bool RunBetweenSteps(std::function<void(EngineState&)> work) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool PostBetweenSteps(std::function<void(EngineState&)> work) ABSL_LOCKS_EXCLUDED(mutex_);
   EngineStats stats() const ABSL_LOCKS_EXCLUDED(mutex_);
   cache_manager::WorkerLoad load() const ABSL_LOCKS_EXCLUDED(mutex_);
   const Backend& backend() const { return core_.backend(); }
@@ -72,6 +74,9 @@ class Engine::Loop {
   };
   enum class Life { kNew, kRunning, kStopping, kStopped };
 
+  // nullptr: stopped.
+  std::shared_ptr<Work> Post(std::function<void(EngineState&)> work)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Run();
   void RunInbox();
   // Waits for something to do and takes it. False: stop.
@@ -98,7 +103,7 @@ class Engine::Loop {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<Command> inbox_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<Work>> work_inbox_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_set<RequestId> live_ids_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<RequestId, const TokenSink*> live_ids_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<RequestId> cancelled_ids_ ABSL_GUARDED_BY(mutex_);
   size_t queued_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted and never scheduled
   EngineStats stats_ ABSL_GUARDED_BY(mutex_);
@@ -168,16 +173,19 @@ absl::Status Engine::Loop::Submit(GenerateRequest request, std::shared_ptr<Token
     return WithDetails(absl::AbortedError("a live request has this id"), {.field = "request_id"});
   }
   if (queued_ >= options_.max_queue) return Overloaded("the worker's queue is full", kQueueRetryMs);
-  live_ids_.insert(request.id);
+  live_ids_.emplace(request.id, sink.get());
   ++queued_;
   inbox_.push_back(Submission{std::move(request), std::move(sink), clock_->Now()});
   wake_.NotifyAll();
   return absl::OkStatus();
 }
 
-void Engine::Loop::Cancel(const RequestId& id) {
+// The command carries the id alone: whoever takes the id over is submitted after it.
+void Engine::Loop::Cancel(const RequestId& id, const TokenSink* sink) {
   MutexLock lock(mutex_);
-  if (!live_ids_.contains(id) || !cancelled_ids_.insert(id).second) return;
+  const auto live = live_ids_.find(id);
+  if (live == live_ids_.end() || live->second != sink) return;
+  if (!cancelled_ids_.insert(id).second) return;
   inbox_.push_back(id);
   wake_.NotifyAll();
 }
@@ -190,12 +198,23 @@ bool Engine::Loop::RunBetweenSteps(std::function<void(EngineState&)> work) {
     return true;
   }
   MutexLock lock(mutex_);
-  if (life_ != Life::kRunning) return false;
+  const std::shared_ptr<Work> entry = Post(std::move(work));
+  if (entry == nullptr) return false;
+  while (!on_loop && !entry->done) work_done_.Wait(mutex_);
+  return true;
+}
+
+bool Engine::Loop::PostBetweenSteps(std::function<void(EngineState&)> work) {
+  MutexLock lock(mutex_);
+  return Post(std::move(work)) != nullptr;
+}
+
+std::shared_ptr<Engine::Loop::Work> Engine::Loop::Post(std::function<void(EngineState&)> work) {
+  if (life_ != Life::kRunning) return nullptr;
   auto entry = std::make_shared<Work>(Work{std::move(work)});
   work_inbox_.push_back(entry);
   wake_.NotifyAll();
-  while (!on_loop && !entry->done) work_done_.Wait(mutex_);
-  return true;
+  return entry;
 }
 
 EngineStats Engine::Loop::stats() const {
@@ -301,9 +320,12 @@ bool Engine::idle() const { return loop_->idle(); }
 absl::Status Engine::Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink) {
   return loop_->Submit(std::move(request), std::move(sink));
 }
-void Engine::Cancel(const RequestId& id) { loop_->Cancel(id); }
+void Engine::Cancel(const RequestId& id, const TokenSink* sink) { loop_->Cancel(id, sink); }
 bool Engine::RunBetweenSteps(std::function<void(EngineState&)> work) {
   return loop_->RunBetweenSteps(std::move(work));
+}
+bool Engine::PostBetweenSteps(std::function<void(EngineState&)> work) {
+  return loop_->PostBetweenSteps(std::move(work));
 }
 EngineStats Engine::stats() const { return loop_->stats(); }
 cache_manager::WorkerLoad Engine::load() const { return loop_->load(); }

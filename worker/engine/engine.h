@@ -75,13 +75,18 @@ class Engine {
   // RESOURCE_EXHAUSTED (kOverload) if the queue is full; UNAVAILABLE if draining; ABORTED if a live
   // request has the same id. On error the sink is never called.
   absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenSink> sink);
-  // Ends a request within the next step; no-op if unknown.
-  void Cancel(const RequestId& id);
+  // Ends within the next step the request that was submitted with `sink`; no-op if it is not live.
+  // The id alone would do for an earlier attempt, or a refused one, what is meant for another: the
+  // id may be a live request's again.
+  void Cancel(const RequestId& id, const TokenSink* sink);
   // Runs `work` on the loop's thread between two steps (at once if idle) and returns when it has
   // run; true. Called on the loop's thread itself, it does not wait: from on_step it runs `work` at
   // once, from a sink after the step. false, and `work` never runs, if the engine is stopped.
   // REQUIRES: after Start.
   bool RunBetweenSteps(std::function<void(EngineState&)> work);
+  // The same without waiting: `work` runs on the loop's thread after what was asked before it.
+  // true: it will, also if the engine is stopped meanwhile.
+  bool PostBetweenSteps(std::function<void(EngineState&)> work);
 
   EngineStats stats() const;
   cache_manager::WorkerLoad load() const;

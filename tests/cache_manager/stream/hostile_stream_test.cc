@@ -118,6 +118,32 @@ TEST_F(HostileStreamTest, HelloIsChecked) {
   EXPECT_EQ(cluster_.manager->Receive(778, changed, 0).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(HostileStreamTest, KeysThatWaitForASnapshotAreBounded) {
+  // A gap: what follows waits for the snapshot.
+  const size_t per_batch = kMaxKeysPerBatch / kMaxKeysPerEvent;
+  const uint64_t gap = NextSeq();
+  uint64_t next = gap + 1;
+  const uint64_t before = cluster_.entry(bad_).resyncs;
+  SessionHolds holds{.session = SessionId("s"), .pool = 0};
+  holds.keys.resize(kMaxKeysPerEvent);
+  const auto send = [&] {
+    ExpectTaken(EventBatch{.first_seq = next, .events = std::vector<Event>(per_batch, holds)});
+    next += per_batch;
+  };
+  for (size_t i = 0; i < kMaxBufferedKeys / kMaxKeysPerBatch; ++i) send();
+  EXPECT_EQ(cluster_.entry(bad_).resyncs, before + 1);
+  // The snapshot begins at the gap: all that came since is needed, and still there.
+  ResyncRequest asked;
+  for (auto& [connection, message] : cluster_.manager->TakeOutgoing()) {
+    if (const auto* request = std::get_if<ResyncRequest>(&message)) asked = *request;
+  }
+  ExpectTaken(SnapshotChunk{.resync_id = asked.resync_id, .base_seq = gap, .end_seq = gap});
+  EXPECT_EQ(cluster_.entry(bad_).resyncs, before + 1);
+  send();
+  EXPECT_EQ(cluster_.entry(bad_).resyncs, before + 2);
+  Reconnect();
+}
+
 TEST_F(HostileStreamTest, MessagesBeforeHelloAreRefused) {
   EXPECT_EQ(cluster_.manager->Receive(999, EventBatch{.first_seq = 1}, 0).code(),
             absl::StatusCode::kFailedPrecondition);

@@ -236,6 +236,39 @@ TEST(StreamTest, SilenceMakesSuspectAndThenLost) {
   EXPECT_EQ(entry.LivenessAt(heard), Liveness::kLost);
 }
 
+TEST(StreamTest, AnEngineInALongStepKeepsItsWorkerAliveAndItsMirrorInDoubt) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 16});
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  cluster.Settle(node);
+  // Changes of the step that nobody has heard of yet: an Alive compares nothing.
+  for (int i = 0; i < 20; ++i) node.worker.RandomStep();
+  SignOfLife life;
+  life.Sent(cluster.now_ms, kHeartbeatIntervalMs);
+  int sent = 0;
+  for (int64_t waited_ms = 0; waited_ms < 3 * kLostAfterMs; waited_ms += 100) {
+    cluster.now_ms += 100;
+    const std::optional<Alive> alive = life.Poll(cluster.now_ms);
+    if (alive.has_value()) {
+      ++sent;
+      ASSERT_TRUE(cluster.manager->Receive(node.connection, *alive, cluster.now_ms).ok());
+    }
+    cluster.manager->Tick(cluster.now_ms);
+    ASSERT_EQ(cluster.entry(node).LivenessAt(cluster.now_ms), Liveness::kAlive);
+  }
+  EXPECT_EQ(sent, 3 * kLostAfterMs / kHeartbeatIntervalMs);
+  EXPECT_EQ(cluster.confidence(node), Confidence::kLagging);
+  cluster.Settle(node);
+  EXPECT_EQ(cluster.entry(node).resyncs, 1u);
+  EXPECT_EQ(cluster.entry(node).drifts, 0u);
+}
+
+TEST(StreamTest, AliveBeforeHelloIsRefused) {
+  Cluster cluster;
+  EXPECT_EQ(cluster.manager->Receive(999, Alive{}, 0).code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
 TEST(StreamTest, ASnapshotThatStopsIsAskedForAgain) {
   Cluster cluster;
   Cluster::Node node({.seed = 11});

@@ -75,6 +75,14 @@ TEST(ReadVocabulary, ReadsEveryKey) {
   EXPECT_TRUE(Tokenizer::Create(*v).ok());
 }
 
+TEST(ReadVocabulary, AChatTemplateThatIsNotUtf8IsNamed) {
+  for (const char* bad : {"\xff", "{{ x }}\xc3", "\xed\xa0\x80"}) {
+    Keys keys;
+    keys.more = [bad](GgufBuilder& b) { b.AddString("tokenizer.chat_template", bad); };
+    EXPECT_EQ(ErrorOf(keys), "tokenizer.chat_template: must be UTF-8");
+  }
+}
+
 // A file that marks turn tokens as ordinary ones would let users' text open and close turns.
 TEST(ReadVocabulary, TurnTokensAreControlWhateverTheFileSays) {
   Keys keys;

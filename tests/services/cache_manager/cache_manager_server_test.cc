@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cache_manager/limits.h"
+#include "services/cache_manager/limits.h"
 #include "services/runtime/metrics.h"
 #include "tests/support/http_fetch.h"
 #include "tests/support/role_fixture.h"
@@ -105,6 +106,46 @@ class CacheManagerServerTest : public testing::Test {
   std::unique_ptr<v1::CacheManager::Stub> stub_;
   std::unique_ptr<v1::Sessions::Stub> sessions_;
 };
+
+// A part of a snapshot that is not the next one is asked for anew each time, under the next number.
+v1::WorkerMessage PartOutOfOrder(uint64_t resync_id) {
+  v1::WorkerMessage message;
+  message.mutable_snapshot()->set_resync_id(resync_id);
+  message.mutable_snapshot()->set_index(1);
+  return message;
+}
+
+TEST_F(CacheManagerServerTest, AWorkerThatReadsMayAskForMoreThanTheQueueHolds) {
+  FakePeer peer(address_, "w", 1);
+  ASSERT_TRUE(peer.SayHello());
+  v1::ManagerMessage message;
+  while (peer.Read(&message) && !message.has_resync()) {
+  }
+  for (size_t i = 0; i < 4 * kMaxQueuedManagerMessages; ++i) {
+    ASSERT_TRUE(peer.Send(PartOutOfOrder(message.resync().resync_id())));
+    ASSERT_TRUE(peer.Read(&message)) << i;
+  }
+  EXPECT_TRUE(InfoOf(*stub_, "w").connected());
+}
+
+TEST_F(CacheManagerServerTest, AWorkerThatDoesNotReadIsClosed) {
+  FakePeer good(address_, "good", 7), deaf(address_, "deaf", 1);
+  ASSERT_TRUE(good.SayHello());
+  good.SendEmptySnapshot();
+  ASSERT_TRUE(deaf.SayHello());
+  v1::ManagerMessage message;
+  while (deaf.Read(&message) && !message.has_resync()) {
+  }
+  // More than any buffer between the two takes; without a limit all of it would wait here.
+  constexpr uint64_t kMany = 2'000'000;
+  const uint64_t first = message.resync().resync_id();
+  uint64_t sent = 0;
+  while (sent < kMany && deaf.Send(PartOutOfOrder(first + sent))) ++sent;
+  EXPECT_LT(sent, kMany);
+  EXPECT_FALSE(deaf.End().ok());
+  EXPECT_TRUE(WaitFor([&] { return !InfoOf(*stub_, "deaf").connected(); }));
+  EXPECT_TRUE(WaitFor([&] { return IsExact("good"); }));
+}
 
 struct HostileMessage {
   const char* what;

@@ -218,6 +218,22 @@ TEST_F(TurnBookTest, GetTurnTellsWhatAReplayNeeds) {
   EXPECT_EQ(Turn("t0").status().code(), StatusCode::kNotFound);
 }
 
+TEST_F(TurnBookTest, AnEndedTurnTellsHowMuchOfItsTextTheClientGot) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  v1::EndTurnRequest end = EndRequest("t1", {1, 2, 3}, 1);
+  end.set_answer_text_bytes(-1);
+  EXPECT_EQ(book_->EndTurn(end).status().code(), StatusCode::kInvalidArgument);
+  end.set_answer_text_bytes(5);
+  ASSERT_TRUE(book_->EndTurn(end).ok());
+  EXPECT_EQ(Turn("t1")->answer_text_bytes(), 5);
+  // Another turn's is its own.
+  ASSERT_TRUE(Begin("t2").ok());
+  EXPECT_FALSE(Turn("t2")->has_answer_text_bytes());
+  ASSERT_TRUE(End("t2", {4, 5}, 1).ok());
+  EXPECT_FALSE(Turn("t2")->has_answer_text_bytes());
+}
+
 TEST_F(TurnBookTest, ATurnWhoseLeasePassedMakesRoom) {
   ASSERT_TRUE(CreateSession("s").ok());
   ASSERT_TRUE(Begin("t1").ok());

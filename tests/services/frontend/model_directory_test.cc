@@ -4,9 +4,12 @@
 
 #include <chrono>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "tests/support/captured_log.h"
 #include "tests/support/simulated_clock.h"
 
 namespace kvist::services {
@@ -102,6 +105,24 @@ TEST_F(ModelDirectoryTest, ANewLifeIsNotPausedForTheFailuresOfTheEarlierOne) {
   later.set_incarnation(2);
   Learn(later);
   EXPECT_LE(directory_.WorkersOf("m")[0].failed_until, clock_.Now());
+}
+
+TEST_F(ModelDirectoryTest, AWorkerThatDoesNotTellItsModelIsToldToTheLogOnce) {
+  const CapturedLog log;
+  ModelDirectory polling({.poll_interval = std::chrono::milliseconds(1)}, &manager_, &clock_);
+  polling.Learn(Info("a", true, 0));  // nobody listens there
+  polling.Start();
+  const auto lines = [&](const char* id) {
+    return log.Lines(absl::StrCat("worker ", id, " at 127.0.0.1:"));
+  };
+  while (lines("a").empty()) std::this_thread::yield();
+  v1::WorkerInfo later = Info("b", true, 0);
+  later.set_address("127.0.0.1:2");
+  polling.Learn(later);
+  while (lines("b").empty()) std::this_thread::yield();  // so "a" was asked again
+  polling.Stop();
+  EXPECT_EQ(lines("a").size(), 1u);
+  EXPECT_EQ(lines("b").size(), 1u);
 }
 
 TEST_F(ModelDirectoryTest, UnknownKvFormatIsNoErrorWhereNoModelIsKnown) {

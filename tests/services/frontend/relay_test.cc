@@ -295,6 +295,7 @@ TEST_F(RelayTest, LostWithoutReplacementTellsWhereToResume) {
   EXPECT_GT(dying.calls(), 1);  // it might have come back
 }
 
+// Without a Finished, INTERNAL is the connection's end, not the request's.
 TEST_F(RelayTest, RequestThatKillsWorkersIsGivenUp) {
   options_.replay_wait = milliseconds(60'000);
   ScriptedWorker dying("a", [](ScriptStream& stream) {
@@ -303,7 +304,56 @@ TEST_F(RelayTest, RequestThatKillsWorkersIsGivenUp) {
   });
   const RelayResult result = Run({&dying});
   EXPECT_EQ(result.status.code(), absl::StatusCode::kAborted);
+  EXPECT_TRUE(result.lost);
   EXPECT_EQ(dying.calls(), options_.max_fruitless_attempts);
+}
+
+grpc::Status Break(ScriptStream& stream) {
+  stream.Finish(v1::ERROR);
+  return grpc::Status(grpc::StatusCode::INTERNAL, "internal error 1");
+}
+
+TEST_F(RelayTest, BrokenInvariantIsTheRequestsEndAfterOneTryElsewhere) {
+  const auto breaks = [](ScriptStream& stream) {
+    stream.Accept();
+    if (stream.request().generated_ids_size() == 0) stream.Tokens(0, 2);
+    return Break(stream);
+  };
+  ScriptedWorker first("a", breaks);
+  ScriptedWorker second("b", breaks);
+  ScriptedWorker third("c", &Complete);
+  const RelayResult result = Run({&first, &second, &third});
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(result.reason, v1::ERROR);
+  EXPECT_FALSE(result.lost);
+  EXPECT_TRUE(chooser_->marked.empty());  // they live
+  EXPECT_EQ(first.calls() + second.calls(), 2);
+  EXPECT_EQ(third.calls(), 0);
+  ExpectTokens(sink_, 2);
+}
+
+TEST_F(RelayTest, BrokenAtTheOnlyWorkerIsNotTriedThereAgain) {
+  options_.replay_wait = milliseconds(60'000);
+  ScriptedWorker only("a", [](ScriptStream& stream) {
+    stream.Accept();
+    return Break(stream);
+  });
+  const RelayResult result = Run({&only});
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(only.calls(), 1);
+  EXPECT_TRUE(chooser_->marked.empty());
+}
+
+TEST_F(RelayTest, BrokenAtOneWorkerMayEndWellAtAnother) {
+  ScriptedWorker first("a", [](ScriptStream& stream) {
+    stream.Accept();
+    stream.Tokens(0, 3);
+    return Break(stream);
+  });
+  ScriptedWorker second("b", &Complete);
+  EXPECT_TRUE(Run({&first, &second}).status.ok());
+  EXPECT_TRUE(chooser_->marked.empty());
+  ExpectTokens(sink_, kMost);
 }
 
 TEST_F(RelayTest, NobodyListensIsNoWorker) {

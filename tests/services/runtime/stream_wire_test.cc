@@ -65,6 +65,7 @@ TEST(StreamWireTest, WorkerMessagesSurviveTheWire) {
   for (const char* kind : {"stored", "evicted", "holds", "released", "unnamed", "phase"}) {
     EXPECT_THAT(text, testing::HasSubstr(kind));
   }
+  EXPECT_THAT(RoundTrip(cm::Alive{}), testing::HasSubstr("alive"));
   RoundTrip(cm::Heartbeat{.seq = 3, .digests = {{1, 2}, {3, 4}}});
   RoundTrip(cm::SnapshotChunk{.resync_id = 1,
                               .base_seq = 2,

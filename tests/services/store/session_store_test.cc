@@ -81,6 +81,7 @@ TEST_P(SessionStoreTest, ReturnsWhatWasStoredFieldByField) {
                                           .expires_wall_ms = 8};
   session.turns = 3;
   session.last_answer_tokens = 2;
+  session.last_answer_text_bytes = 0;
   session.open_request = std::string("\0\xff bytes", 8);
   ASSERT_TRUE(store_->Create(session).ok());
   const auto got = store_->Get(session.record.id, History::kRead);

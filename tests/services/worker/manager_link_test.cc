@@ -13,7 +13,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/limits.h"
+#include "tests/support/captured_log.h"
 #include "tests/support/role_fixture.h"
+#include "tests/support/simulated_clock.h"
 
 namespace kvist::services {
 namespace {
@@ -52,6 +55,7 @@ class ManagerLinkTest : public testing::Test {
   }
   const std::string& worker_id() { return worker_.server->worker_id(); }
 
+  SimulatedClock clock_;  // of those that are given it
   std::unique_ptr<CacheManagerServer> manager_;
   std::string address_;
   std::unique_ptr<v1::CacheManager::Stub> stub_;
@@ -126,6 +130,50 @@ TEST_F(ManagerLinkTest, AManagerThatIsRestartedDuringAGenerationIsExactAfterward
   ExpectMirrorIsPool(*stub_, *worker_.server);
   EXPECT_EQ(MemoryOf("implicit-before").session_id(), "implicit-before");
   EXPECT_EQ(MemoryOf("implicit-during").session_id(), "implicit-during");
+}
+
+TEST_F(ManagerLinkTest, AStepLongerThanTheLeaseLosesNoWorker) {
+  CacheManagerServerOptions manager;
+  manager.clock = &clock_;
+  manager_ = StartManager(manager);
+  address_ = manager_->server().grpc_address();
+  Connect();
+  WorkerServerOptions options;
+  options.cache_manager_address = address_;
+  options.clock = &clock_;
+  worker_ = StartWorker({}, options);
+  ExpectMirrorIsPool(*stub_, *worker_.server);
+  std::promise<void> begun, let_go;
+  int steps = 0;
+  worker_.control->on_run = [&](const worker::Batch&) {
+    if (++steps != 3) return;
+    begun.set_value();
+    let_go.get_future().wait();
+  };
+  Generated result;
+  std::thread client([&] { result = RunSession("a", Prompt(1, 40), 20); });
+  begun.get_future().wait();
+  // Three leases. The lag is zero only once the manager has heard the worker anew.
+  for (int64_t passed_ms = 0; passed_ms < 3 * cache_manager::kLostAfterMs;
+       passed_ms += cache_manager::kHeartbeatIntervalMs) {
+    clock_.Advance(std::chrono::milliseconds(cache_manager::kHeartbeatIntervalMs));
+    const bool heard = WaitFor([&] {
+      const v1::WorkerInfo info = InfoOf(*stub_, worker_id());
+      return info.worker_id() == worker_id() && info.lag_ms() == 0;
+    });
+    EXPECT_TRUE(heard) << passed_ms;
+    if (!heard) break;
+    EXPECT_FALSE(InfoOf(*stub_, worker_id()).suspect());
+  }
+  EXPECT_EQ(InfoOf(*stub_, worker_id()).confidence(), v1::LAGGING);
+  let_go.set_value();
+  client.join();
+  EXPECT_EQ(result.ids.size(), 20u);
+  ASSERT_TRUE(WaitFor([&] {
+    clock_.Advance(std::chrono::milliseconds(100));
+    return InfoOf(*stub_, worker_id()).confidence() == v1::EXACT;
+  }));
+  ExpectMirrorIsPool(*stub_, *worker_.server);
 }
 
 TEST_F(ManagerLinkTest, EventsLostBeforeTheManagerCameAreMadeGoodByASnapshot) {
@@ -350,6 +398,41 @@ TEST_F(LeftoverTest, ARequestThatStillRunsEndsBeforeItsDeletedSessionIsReleased)
   EXPECT_TRUE(WaitFor([&] { return BlocksOfPool(worker_.server->engine()).empty(); }));
   ExpectMirrorIsPool(*stub_, *worker_.server);
   EXPECT_EQ(MemoryOf("deleted").session_id(), "");
+}
+
+// Refuses every stream, each time as the test says.
+class RefusingManager final : public v1::CacheManager::Service {
+ public:
+  grpc::Status WorkerStream(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::ManagerMessage, v1::WorkerMessage>* stream) override {
+    v1::WorkerMessage hello;
+    stream->Read(&hello);
+    ++calls;
+    return {grpc::StatusCode::INVALID_ARGUMENT, absl::StrCat("pools: reason ", reason.load())};
+  }
+  std::atomic<int> calls{0};
+  std::atomic<int> reason{1};
+};
+
+TEST_F(ManagerLinkTest, WhyTheManagerDoesNotTakeTheWorkerIsToldOnceForEachReason) {
+  const CapturedLog log;
+  RefusingManager refusing;
+  auto server = RoleServer::Start({.role = "cache-manager"}, {&refusing});
+  ASSERT_TRUE(server.ok()) << server.status();
+  WorkerServerOptions options;
+  options.cache_manager_address = (*server)->grpc_address();
+  worker_ = StartWorker({}, options);
+  ASSERT_TRUE(WaitFor([&] { return refusing.calls >= 3; }));
+  EXPECT_EQ(log.Lines("pools: reason 1").size(), 1u);
+  refusing.reason = 2;
+  ASSERT_TRUE(WaitFor([&] { return log.Lines("pools: reason 2").size() == 1; }));
+  const int calls = refusing.calls;
+  ASSERT_TRUE(WaitFor([&] { return refusing.calls >= calls + 2; }));
+  EXPECT_EQ(log.Lines("pools: reason 2").size(), 1u);
+  EXPECT_EQ(log.Lines("does not take this worker").size(), 2u);
+  worker_.server->Shutdown(std::chrono::milliseconds(0));
+  (*server)->Shutdown(std::chrono::milliseconds(0));
 }
 
 TEST_F(ManagerLinkTest, AfterRequestsWithRandomCancelsNothingIsActiveAndTheMirrorIsThePool) {

@@ -390,6 +390,18 @@ TEST(WorkerServerTest, DrainRefusesNewRequestsAndWaitsForRunningOnes) {
   EXPECT_TRUE(load.load().draining());
 }
 
+TEST(WorkerServerTest, ADrainingWorkerIsNotReady) {
+  WorkerServerOptions options;
+  options.server.metrics_address = "127.0.0.1:0";
+  const TestWorker worker = StartWorker({}, options);
+  const std::string metrics = worker.server->server().metrics_address();
+  EXPECT_EQ(test::HttpGet(metrics, "/readyz").status, 200);
+  grpc::ClientContext context;
+  v1::DrainResponse response;
+  ASSERT_TRUE(worker.stub->Drain(&context, v1::DrainRequest(), &response).ok());
+  EXPECT_EQ(test::HttpGet(metrics, "/readyz").status, 503);
+}
+
 TEST(WorkerServerTest, ShutdownEndsWhatOutlivesItsGraceAsUnavailable) {
   const TestWorker worker = StartWorker({.num_blocks = 4096, .context_tokens = 50'000});
   std::atomic<bool> begun{false};

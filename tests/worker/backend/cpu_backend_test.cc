@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/limits.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/gguf_builder.h"
@@ -100,6 +101,29 @@ TEST(CpuBackendTest, TellsTheFilesSamplingDefaultsAndRefusesBadOnes) {
   const absl::Status status = create().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("general.sampling.min_p"));
+}
+
+// Such a model would load and never serve: no message could carry its name.
+TEST(CreateCpuBackendTest, ANameThatNoMessageCarriesIsRefused) {
+  const auto create = [](const std::string& title) {
+    TinyFile tiny("llama");
+    tiny.title = title;
+    const std::string bytes = tiny.Build();
+    const auto file = gguf::File::Parse(AsBytes(bytes));
+    EXPECT_TRUE(file.ok()) << file.status();
+    return worker::CreateCpuBackend(**file, TinyOptions());
+  };
+  const std::string longest(cache_manager::kMaxNameBytes, 'n');
+  for (const std::string& good : {std::string("mod\u00e8le"), longest}) {
+    const auto backend = create(good);
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    EXPECT_EQ((*backend)->model().name, good);
+  }
+  for (const std::string& bad : {std::string("mod\xe8le"), std::string("\xff"), longest + "n"}) {
+    const absl::Status status = create(bad).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("general.name"));
+  }
 }
 
 TEST(CpuBackendTest, SaysWhatItHolds) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cache_manager/limits.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -104,6 +105,20 @@ TEST(PlanKvPoolsTest, WrongOptionsAreNamed) {
   options = Options();
   options.blocks_per_pool = -1;
   EXPECT_THAT(message_of(options), HasSubstr("blocks_per_pool"));
+  options.blocks_per_pool = cache_manager::kMaxBlocksPerPool + 1;
+  EXPECT_THAT(message_of(options), HasSubstr("blocks_per_pool"));
+  options.blocks_per_pool = cache_manager::kMaxBlocksPerPool;
+  EXPECT_TRUE(PlanKvPools(kGroups, options).ok());
+}
+
+TEST(PlanKvPoolsTest, NoPoolHasMoreBlocksThanAManagerTakes) {
+  KvPoolsOptions options = Options();
+  options.kv_bytes = int64_t{1} << 50;
+  const auto specs = PlanKvPools(kGroups, options);
+  ASSERT_TRUE(specs.ok()) << specs.status();
+  for (const PoolSpec& spec : *specs) {
+    EXPECT_EQ(spec.num_blocks, static_cast<int32_t>(cache_manager::kMaxBlocksPerPool));
+  }
 }
 
 TEST(KvPoolsTest, BlocksOfAllPoolsAreDisjointAndBeginZeroed) {

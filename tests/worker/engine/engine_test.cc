@@ -235,12 +235,46 @@ TEST_F(EngineTest, CancelEndsADecodingRequest) {
   auto sink = std::make_shared<WaitableSink>();
   ASSERT_TRUE(engine->Submit(RequestOf("a", Ids(10, 1), 5000), sink).ok());
   sink->WaitForTokens(3);
-  engine->Cancel(RequestId("a"));
-  engine->Cancel(RequestId("a"));
-  engine->Cancel(RequestId("unknown"));
+  engine->Cancel(RequestId("a"), sink.get());
+  engine->Cancel(RequestId("a"), sink.get());
+  engine->Cancel(RequestId("unknown"), sink.get());
   sink->WaitForEnd();
   EXPECT_EQ(sink->finished->reason, FinishReason::kCancelled);
   ExpectNothingActive();
+}
+
+TEST_F(EngineTest, CancelOfAnEndedOrRefusedRequestSparesTheLiveOneOfItsName) {
+  Make();
+  const GenerateRequest request = RequestOf("a", Ids(10, 1), 100);
+  auto ended = std::make_shared<WaitableSink>();
+  ASSERT_TRUE(engine->Submit(RequestOf("a", Ids(10, 1), 1), ended).ok());
+  ended->WaitForEnd();
+  auto live = std::make_shared<WaitableSink>();
+  auto refused = std::make_shared<WaitableSink>();
+  {
+    Gate gate(*engine);
+    ASSERT_TRUE(engine->Submit(request, live).ok());
+    EXPECT_EQ(engine->Submit(request, refused).code(), absl::StatusCode::kAborted);
+    engine->Cancel(RequestId("a"), ended.get());
+    engine->Cancel(RequestId("a"), refused.get());
+  }
+  live->WaitForEnd();
+  EXPECT_EQ(live->finished->reason, FinishReason::kLength);
+  EXPECT_EQ(live->ids, ByDefinition(backend, request));
+}
+
+TEST_F(EngineTest, PostedWorkRunsInOrderAndNobodyWaitsForIt) {
+  Make();
+  std::vector<int> order;
+  {
+    Gate gate(*engine);
+    EXPECT_TRUE(engine->PostBetweenSteps([&](EngineState&) { order.push_back(1); }));
+    EXPECT_TRUE(engine->PostBetweenSteps([&](EngineState&) { order.push_back(2); }));
+  }
+  EXPECT_TRUE(engine->RunBetweenSteps([&](EngineState&) { order.push_back(3); }));
+  EXPECT_EQ(order, (std::vector<int>{1, 2, 3}));
+  engine->Stop();
+  EXPECT_FALSE(engine->PostBetweenSteps([](EngineState&) { FAIL(); }));
 }
 
 TEST_F(EngineTest, DrainRefusesNewRequestsAndLetsOldOnesEnd) {
@@ -334,7 +368,7 @@ TEST_F(EngineTest, ManyThreadsSubmitCancelAndLookAtTheState) {
           ++refused;
           continue;
         }
-        if (random() % 3 == 0) engine->Cancel(RequestId(id));
+        if (random() % 3 == 0) engine->Cancel(RequestId(id), sink.get());
         sink->WaitForEnd();
         std::vector<int32_t> expected = ByDefinition(backend, request);
         expected.resize(sink->ids.size());

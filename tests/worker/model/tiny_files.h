@@ -20,6 +20,7 @@ struct TinyFile {
   std::map<std::string, std::variant<uint32_t, float, std::string>> values;  // suffix -> value
   std::map<std::string, float> numbers;                                      // whole key -> value
   std::map<std::string, std::vector<uint64_t>> tensors;                      // name -> dims
+  std::string title;                // general.name; empty: the file has none
   std::vector<std::string> tokens;  // none: the file has no vocabulary
 
   explicit TinyFile(std::string name) : architecture(std::move(name)) {
@@ -42,6 +43,7 @@ struct TinyFile {
   std::string Build() const {
     GgufBuilder builder;
     if (!architecture.empty()) builder.AddString("general.architecture", architecture);
+    if (!title.empty()) builder.AddString("general.name", title);
     for (const auto& [suffix, value] : values) {
       const std::string key = architecture + "." + suffix;
       if (const auto* number = std::get_if<uint32_t>(&value)) {
