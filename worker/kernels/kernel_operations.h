@@ -29,10 +29,13 @@ inline constexpr int64_t kSplitTokens =
 // to even, scale = max|x| / 127. REQUIRES: cols % 32 == 0; q rows 64-byte aligned (stride a
 // multiple of 64).
 struct QuantizedRows {
-  int8_t* q = nullptr;           // [rows, q_stride]
-  float* scale = nullptr;        // [rows, block_stride], one per 32 columns
-  float* scaled_sum = nullptr;   // [rows, block_stride]: scale * sum of the block's q
-  int16_t* half_sums = nullptr;  // [rows, 2 * block_stride]: sums of q over each 16 columns
+  int8_t* q = nullptr;          // [rows, q_stride]
+  float* scale = nullptr;       // [rows, block_stride], one per 32 columns
+  float* scaled_sum = nullptr;  // [rows, block_stride]: scale * sum of the block's q
+  // [rows, 4 * block_stride], for weights stored with an offset. Two sums of q over the block's
+  // columns c, c % 4 < 2 and c % 4 >= 2: what the 16-bit halves of a 32-bit lane add up. Then the
+  // same two over its last 16 columns.
+  int16_t* pair_sums = nullptr;
   int64_t q_stride = 0;
   int64_t block_stride = 0;
 };
