@@ -79,6 +79,19 @@ struct AttentionTask {
   float* out = nullptr;  // same indexing with out_stride
   int64_t out_stride = 0;
   float* scratch = nullptr;  // AttentionScratchFloats(task) floats, 64-byte aligned
+  // From 0 on: only positions [split, split + 1) * kSplitTokens, whose partial states go to
+  // `partials` [queries * heads, head_dim + 2] (values, maximum, sum) instead of to `out`.
+  int64_t split = -1;
+  float* partials = nullptr;
+};
+// One query and head's partial states of splits 0 .. splits-1, which are overwritten, and its
+// output: the same bits as one attention over all of them.
+struct AttentionMergeTask {
+  int64_t head_dim = 0;
+  int64_t splits = 0;
+  float* partials = nullptr;  // of split s: [head_dim + 2] at s * stride
+  int64_t stride = 0;
+  float* out = nullptr;  // [head_dim]
 };
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries);
 
@@ -125,6 +138,7 @@ struct KernelTable {
   // Online softmax over pages of 16, partial states restarted at multiples of 256 and merged in
   // ascending order; masked slots have weight exactly 0 and their K, V are never multiplied in.
   void (*attention)(const AttentionTask& task);
+  void (*merge_attention)(const AttentionMergeTask& task);
   // Index of the largest of x[0, n), lowest index on ties. NaN never wins; all NaN gives 0.
   int64_t (*argmax)(const float* x, int64_t n);
 };
