@@ -27,13 +27,6 @@ class QuantizedBuffer {
   int64_t block_stride_ = 0;
 };
 
-// The residual stream and the input of the next product.
-struct RowBuffers {
-  Buffer<float> stream;       // [rows, hidden]
-  Buffer<float> normed;       // [rows, hidden]
-  QuantizedBuffer quantized;  // [rows, max(hidden, query_cols)]
-};
-
 // One member's own scratch.
 struct LaneScratch {
   Buffer<float> gate;       // [kMaxPassRows * kGateCols]
