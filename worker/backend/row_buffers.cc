@@ -13,8 +13,8 @@ absl::Status QuantizedBuffer::Allocate(int64_t rows, int64_t cols) {
   KVIST_ASSIGN_OR_RETURN(q_, Buffer<int8_t>::Create(rows * q_stride_, "activations"));
   KVIST_ASSIGN_OR_RETURN(scale_, Buffer<float>::Create(rows * block_stride_, "activations"));
   KVIST_ASSIGN_OR_RETURN(scaled_sum_, Buffer<float>::Create(rows * block_stride_, "activations"));
-  KVIST_ASSIGN_OR_RETURN(half_sums_,
-                         Buffer<int16_t>::Create(2 * rows * block_stride_, "activations"));
+  KVIST_ASSIGN_OR_RETURN(pair_sums_,
+                         Buffer<int16_t>::Create(4 * rows * block_stride_, "activations"));
   return absl::OkStatus();
 }
 
@@ -24,7 +24,7 @@ QuantizedRows QuantizedBuffer::At(int64_t row, int64_t col) const {
   return {.q = q_.data() + row * q_stride_ + col,
           .scale = scale_.data() + block,
           .scaled_sum = scaled_sum_.data() + block,
-          .half_sums = half_sums_.data() + 2 * block,
+          .pair_sums = pair_sums_.data() + 4 * block,
           .q_stride = q_stride_,
           .block_stride = block_stride_};
 }

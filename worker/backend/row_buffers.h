@@ -22,16 +22,9 @@ class QuantizedBuffer {
   Buffer<int8_t> q_;
   Buffer<float> scale_;
   Buffer<float> scaled_sum_;
-  Buffer<int16_t> half_sums_;
+  Buffer<int16_t> pair_sums_;
   int64_t q_stride_ = 0;
   int64_t block_stride_ = 0;
-};
-
-// The residual stream and the input of the next product.
-struct RowBuffers {
-  Buffer<float> stream;       // [rows, hidden]
-  Buffer<float> normed;       // [rows, hidden]
-  QuantizedBuffer quantized;  // [rows, max(hidden, query_cols)]
 };
 
 // One member's own scratch.

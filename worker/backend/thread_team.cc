@@ -1,11 +1,14 @@
-// Invariants: body_ changes only while every other member waits for runs_ to change; arrived_ is 0
-// whenever phase_ changes; a member sleeps only on a value that it has read and that some other
-// member will change.
+// Invariants: a stage's items are taken by decrementing ticket_, never twice; the next stage opens
+// when unfinished_ has reached 0, so nobody is inside an item of an earlier one, and body_, stages_
+// and first_epoch_ change only while no item is taken. Epochs only rise, so a ticket that a member
+// read before it lost its core is recognised as old. A member sleeps only on a value of openings_
+// that it read before a ticket without items: whoever opens the next stage changes it after that.
 #include "worker/backend/thread_team.h"
 
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/check.h"
 #include "common/base/status.h"
 
 namespace kvist::worker {
@@ -14,6 +17,10 @@ namespace {
 constexpr int kSpins =
     2048;  // some 50 microseconds: longer than any wait between two balanced shares
 constexpr int kYields = 16;
+
+uint32_t EpochOf(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+uint32_t ItemsLeft(uint64_t ticket) { return static_cast<uint32_t>(ticket); }
+uint64_t TicketOf(uint32_t epoch, uint32_t items) { return uint64_t{epoch} << 32 | items; }
 
 void Pause() {
 #if defined(__x86_64__)
@@ -24,7 +31,8 @@ void Pause() {
 }
 
 // Returns once `word` differs from `old`, having acquired what its writer released.
-void WaitWhile(const std::atomic<uint32_t>& word, uint32_t old) {
+template <typename T>
+void WaitWhile(const std::atomic<T>& word, T old) {
   for (int i = 0; i < kSpins; ++i) {
     if (word.load(std::memory_order_acquire) != old) return;
     Pause();
@@ -56,48 +64,72 @@ absl::StatusOr<std::unique_ptr<ThreadTeam>> ThreadTeam::Create(int threads, void
 }
 
 ThreadTeam::~ThreadTeam() {
-  body_ = nullptr;
-  runs_.fetch_add(1, std::memory_order_release);
-  runs_.notify_all();
+  stopping_.store(true, std::memory_order_relaxed);
+  OpenStage(EpochOf(ticket_.load(std::memory_order_relaxed)) + 1);
   for (std::thread& thread : threads_) thread.join();
 }
 
 void ThreadTeam::Work(int member, void (*prepare)()) {
   prepare();
-  for (uint32_t seen = 0;; ++seen) {
-    WaitWhile(runs_, seen);
-    if (body_ == nullptr) return;
-    (*body_)(member);
-    Barrier();
+  for (;;) {
+    const uint32_t openings = openings_.load(std::memory_order_acquire);
+    if (TryItem(member, ticket_.load(std::memory_order_acquire))) continue;
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    WaitWhile(openings_, openings);
   }
 }
 
-void ThreadTeam::Run(absl::FunctionRef<void(int)> body) {
-  if (size_ == 1) return body(0);
-  body_ = &body;
-  runs_.fetch_add(1, std::memory_order_release);
-  runs_.notify_all();
-  body(0);
-  Barrier();
+// Takes and runs an item, unless none was left at `ticket`.
+bool ThreadTeam::TryItem(int member, uint64_t ticket) {
+  if (ItemsLeft(ticket) == 0) return false;
+  if (!ticket_.compare_exchange_strong(ticket, ticket - 1, std::memory_order_acquire)) return true;
+  const uint32_t epoch = EpochOf(ticket);
+  const uint32_t stage = epoch - first_epoch_;
+  (*body_)(member, stage, stages_[stage] - static_cast<int64_t>(ItemsLeft(ticket)));
+  if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) OpenStage(epoch + 1);
+  return true;
 }
 
-void ThreadTeam::Barrier() {
-  if (size_ == 1) return;
-  // Read before arriving: once the last member has arrived the phase may change at any moment.
-  const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.fetch_add(1, std::memory_order_release);
-    phase_.notify_all();
-  } else {
-    WaitWhile(phase_, phase);
+// Opens the first stage from `epoch` on that has items, or ends the run.
+void ThreadTeam::OpenStage(uint32_t epoch) {
+  size_t stage = epoch - first_epoch_;
+  while (stage < stages_.size() && stages_[stage] == 0) ++stage, ++epoch;
+  const uint32_t items = stage < stages_.size() ? static_cast<uint32_t>(stages_[stage]) : 0;
+  unfinished_.store(items, std::memory_order_relaxed);
+  ticket_.store(TicketOf(epoch, items), std::memory_order_release);
+  openings_.fetch_add(1, std::memory_order_release);
+  openings_.notify_all();
+}
+
+void ThreadTeam::RunStages(std::span<const int32_t> stages, StageBody body) {
+  first_epoch_ = EpochOf(ticket_.load(std::memory_order_relaxed)) + 1;
+  const uint32_t end = first_epoch_ + static_cast<uint32_t>(stages.size());
+  body_ = &body;
+  stages_ = stages;
+  OpenStage(first_epoch_);
+  for (;;) {
+    const uint32_t openings = openings_.load(std::memory_order_acquire);
+    const uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    if (EpochOf(ticket) == end) return;
+    if (!TryItem(0, ticket)) WaitWhile(openings_, openings);
   }
 }
 
 void ThreadTeam::ParallelFor(int64_t count, absl::FunctionRef<void(int64_t)> body) {
-  std::atomic<int64_t> next{0};
-  Run([&](int) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) body(i);
+  KVIST_CHECK(0 <= count && count <= INT32_MAX);
+  const int32_t items = static_cast<int32_t>(count);
+  RunStages({&items, 1}, [&](int, int64_t, int64_t item) { body(item); });
+}
+
+void ThreadTeam::Run(absl::FunctionRef<void(int)> body) {
+  // Nobody leaves an item before all are taken, so nobody takes two.
+  std::atomic<int> arrived{0};
+  const int32_t items = size_;
+  RunStages({&items, 1}, [&](int member, int64_t, int64_t) {
+    arrived.fetch_add(1, std::memory_order_acq_rel);
+    arrived.notify_all();
+    for (int seen = arrived.load(); seen != size_; seen = arrived.load()) WaitWhile(arrived, seen);
+    body(member);
   });
 }
 

@@ -3,10 +3,9 @@
 #ifndef KVIST_WORKER_BACKEND_TRANSFORMER_H_
 #define KVIST_WORKER_BACKEND_TRANSFORMER_H_
 
-#include <atomic>
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
 #include <span>
 #include <vector>
@@ -26,6 +25,15 @@ namespace kvist::worker {
 // Rows that go through all layers together: more would push the activations of a wide product out
 // of a 512 KB L2 cache.
 inline constexpr int64_t kMaxPassRows = 256;
+// Rows that one item embeds, norms, quantises or rotates.
+inline constexpr int64_t kRowsPerItem = 8;
+// Weights that one item multiplies: two microseconds' worth, so that members finish together, and
+// a hundred times what taking an item costs.
+inline constexpr int64_t kItemBytes = 24 << 10;
+// With many rows the same time passes with a panel or two.
+inline constexpr int64_t kManyRows = 16;
+inline constexpr int64_t kItemBytesOfManyRows = 12 << 10;
+inline constexpr int64_t kMaxItems = 1 << 14;
 // Columns of the feed-forward product that are gated and quantised together; rows of quantised
 // values stay aligned.
 inline constexpr int64_t kGateCols = 64;
@@ -60,6 +68,8 @@ class Transformer {
     int64_t begin = 0;
     int64_t count = 0;
     int64_t row = 0;
+    int64_t splits = 0;         // > 0: its one query's attention is shared out by splits
+    int64_t first_partial = 0;  // in partials_, [splits, heads, head_dim + 2]
     int64_t first_position() const { return slice->first_position + begin; }
   };
   // One row of the pass.
@@ -77,15 +87,30 @@ class Transformer {
     int64_t count = 0;
     int64_t first_head = 0;
     int64_t heads = 0;
+    int64_t split = -1;  // AttentionTask::split
   };
-  // A member's view of the pass: its rows of the residual stream and its scratch.
-  struct Lane {
+  // One item of a stage (ThreadTeam::RunStages).
+  struct Item {
     int member = 0;
-    int64_t first_row =
-        0;  // the rows that it embeds, norms and quantises: a share, or all of a short pass
-    int64_t last_row = 0;
-    RowBuffers* rows = nullptr;
-    LaneScratch* scratch = nullptr;
+    int64_t layer = 0;
+    int64_t panels = 0;  // of a matrix product
+    int64_t index = 0;
+  };
+  using StageFunction = void (Transformer::*)(const Item& item);
+  struct Stage {
+    StageFunction run = nullptr;
+    int64_t layer = 0;
+    int64_t panels_per_item = 0;  // of a matrix product
+  };
+  struct RowRange {
+    int64_t first = 0;
+    int64_t last = 0;
+  };
+  // y [rows, stride] = matrix * input.
+  struct Product {
+    const PackedMatrix* matrix = nullptr;
+    float* y = nullptr;
+    int64_t stride = 0;
   };
 
   explicit Transformer(const TransformerParts& parts) : parts_(parts) {}
@@ -94,58 +119,71 @@ class Transformer {
   // Plans the pass over up to kMaxPassRows tokens from (*slice, *token) on, which it advances.
   void PlanPass(const Batch& batch, size_t* slice, int64_t* token);
   void PlanAttention();
+  // Whether a segment's attention is shared out by splits rather than by heads.
+  bool SplitsAttention(const Segment& segment) const;
 
-  // The program: each member of the team runs it, meeting the others at barriers.
-  void RunPass(int member);
-  void RunLayer(int64_t layer, const Lane& lane);
-  void Embed(const Lane& lane);
-  void KeepWantedRows(const Lane& lane);
-  void RunHead(int member);
+  // Lists the pass's stages and how many items each has; the head's only in the last pass.
+  void PlanStages(bool last_pass);
 
-  // Makes every member's rows visible to all, unless each has computed all rows for itself.
-  void ShareRows();
-  // rows->normed = norm(rows->stream), and its quantised form.
-  void NormRows(const Lane& lane, const float* weight);
-  // rows->quantized = x [rows, cols], where some weights want that.
-  void QuantizeRows(const Lane& lane, const float* x, int64_t cols);
-  // stream += branch, through a norm where there is one.
-  void AddBranch(const Lane& lane, const float* norm);
-  // y [rows, stride] = matrix * input for this member's share of all the products' panels.
-  struct Product {
-    const PackedMatrix* matrix = nullptr;
-    float* y = nullptr;
-    int64_t stride = 0;
-  };
-  void MultiplyShare(int member, std::initializer_list<Product> products,
-                     const ProductInput& input);
-  // gated_ = activation(gate * input) * (up * input), and its quantised form, for this member's
-  // share of the columns.
-  void GateShare(const Lane& lane, const LayerWeights& weights, const ProductInput& input);
-  // Biases, norms and rotation of q and k; k and v into their pages.
-  void RotateAndStore(int64_t layer, const Lane& lane);
-  void Attend(int64_t layer, const Lane& lane);
+  // The stages of a layer, in this order.
+  void EnterLayer(const Item& item);        // the last layer's branch, attention norm; rows
+  void Project(const Item& item);           // q, k, v; panels
+  void RotateAndStore(const Item& item);    // q and k; k and v into their pages; rows
+  void Attend(const Item& item);            // pieces
+  void FinishAttention(const Item& item);   // splits merged, quantised; rows
+  void ProjectAttended(const Item& item);   // panels
+  void EnterFeedForward(const Item& item);  // attention's branch, feed-forward norm; rows
+  void Gate(const Item& item);              // gate, up, activation, quantised; columns
+  void Down(const Item& item);              // panels
+  // After the layers.
+  void Leave(const Item& item);  // the last branch, norm of the rows whose logits are wanted; rows
+  void Head(const Item& item);   // logits of all passes' wanted rows; panels
+
+  // The matrix products of those stages.
+  std::array<Product, 3> Projections(int64_t layer) const;
+  std::array<Product, 1> AttendedProjection(int64_t layer) const;
+  std::array<Product, 1> DownProjection(int64_t layer) const;
+  std::array<Product, 1> HeadProjection(int64_t first_row) const;
+
+  RowRange RowsOf(const Item& item) const;
+  void Embed(RowRange rows);
+  // normed_ = norm(stream_), and its quantised form.
+  void NormRows(RowRange rows, const float* weight);
+  // quantized_ = x [rows, cols].
+  void QuantizeRows(RowRange rows, const float* x, int64_t cols);
+  // stream_ += branch_, through a norm where there is one.
+  void AddBranch(RowRange rows, const float* norm);
+  // All rows of x [rows, cols] with quantized_.
+  ProductInput InputOf(const float* x, int64_t cols) const;
+  static int64_t PanelsOf(std::span<const Product> products);
+  // How many panels of `products`, taken one after the other, an item multiplies `rows` rows with.
+  static int64_t PanelsPerItem(std::span<const Product> products, int64_t rows);
+  // The item's panels of `products` times input.
+  void MultiplyItem(const Item& item, std::span<const Product> products, const ProductInput& input);
+  // Biases, norms and rotation of one kv head's q and k; k and v into their page.
+  void RotateAndStoreHead(int64_t layer, int64_t row, int64_t kv_head);
   KvPages PagesOf(const Segment& segment, int64_t layer, int64_t kv_head) const;
-  // All rows of x [rows, cols] with the lane's quantised rows.
-  ProductInput InputOf(const Lane& lane, const float* x, int64_t cols) const;
 
   const TransformerParts parts_;
-  int64_t rows_ = 0;  // of this pass
-  bool duplicated_ = false;
+  int64_t rows_ = 0;        // of this pass
   bool quantizes_ = false;  // some weights take quantised activations
   std::vector<Segment> segments_;
   std::vector<RowFacts> row_facts_;
   std::vector<AttentionItem> items_;
-  alignas(64) std::atomic<int64_t> next_item_{0};
+  std::vector<Stage> stages_;
+  std::vector<int32_t> stage_items_;
 
   std::vector<int32_t> group_of_layer_;
   std::vector<int32_t> index_in_group_;
-  RowBuffers shared_rows_;
-  std::vector<std::unique_ptr<RowBuffers>> private_rows_;  // per member, for short passes
-  std::vector<std::unique_ptr<LaneScratch>> scratch_;      // per member
-  Buffer<float> qkv_;                                      // [kMaxPassRows, qkv_stride]
-  int64_t qkv_stride_ = 0;                                 // query_cols + 2 * kv_cols
-  Buffer<float> attended_;                                 // [kMaxPassRows, query_cols]
-  Buffer<float> branch_;  // [kMaxPassRows, hidden]: what a half of a layer adds to the stream
+  std::vector<std::unique_ptr<LaneScratch>> scratch_;  // per member
+  Buffer<float> stream_;                               // [kMaxPassRows, hidden]
+  Buffer<float> normed_;                               // [kMaxPassRows, hidden]
+  QuantizedBuffer quantized_;  // of normed_ or attended_: the next product's input
+  Buffer<float> qkv_;          // [kMaxPassRows, qkv_stride]
+  int64_t qkv_stride_ = 0;     // query_cols + 2 * kv_cols
+  Buffer<float> attended_;     // [kMaxPassRows, query_cols]
+  Buffer<float> partials_;     // states of single queries' splits
+  Buffer<float> branch_;       // [kMaxPassRows, hidden]: what a half of a layer adds to the stream
   QuantizedBuffer gated_quantized_;
   Buffer<float> gated_;   // [kMaxPassRows, feed_forward]
   Buffer<float> wanted_;  // [max_logit_rows, hidden], normed

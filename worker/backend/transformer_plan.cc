@@ -8,20 +8,14 @@
 namespace kvist::worker {
 namespace {
 
-// Up to here every member computes all rows for itself: norm and quantising of a row take about as
-// long as a barrier.
-constexpr int64_t kMaxDuplicatedRows = 4;
 // Queries of one piece of attention: enough to reuse a page of keys many times, few enough for many
 // pieces.
 constexpr int64_t kMaxItemQueries = 32;
 // With fewer pieces than this per member, a kv head's query heads are shared out singly.
 constexpr int64_t kLeastItemsPerMember = 4;
-
-absl::Status AllocateRows(const ModelConfig& config, int64_t rows, RowBuffers& to) {
-  KVIST_ASSIGN_OR_RETURN(to.stream, Buffer<float>::Create(rows * config.hidden, "activations"));
-  KVIST_ASSIGN_OR_RETURN(to.normed, Buffer<float>::Create(rows * config.hidden, "activations"));
-  return to.quantized.Allocate(rows, std::max(config.hidden, config.query_cols()));
-}
+// A single query's splits: more (16k tokens) would take too much memory for their states; there,
+// heads are shared out.
+constexpr int64_t kMaxSplits = 64;
 
 bool TakesQuantized(const Weights& weights) {
   bool any = UsesQuantizedActivations(weights.output.type);
@@ -61,16 +55,28 @@ absl::Status Transformer::TakeMemory(int64_t max_logit_rows) {
   const size_t pass_rows = static_cast<size_t>(kMaxPassRows);
   segments_.reserve(pass_rows);
   row_facts_.reserve(pass_rows);
-  items_.reserve(pass_rows * static_cast<size_t>(config.kv_heads) +
-                 members *
-                     static_cast<size_t>(kLeastItemsPerMember * config.query_heads_per_kv_head()));
+  const int64_t few_items = kLeastItemsPerMember * parts_.team->size();
+  items_.reserve(
+      pass_rows * static_cast<size_t>(config.kv_heads) +
+      static_cast<size_t>(few_items * std::max(kMaxSplits, config.query_heads_per_kv_head())));
+  KVIST_ASSIGN_OR_RETURN(
+      partials_, Buffer<float>::Create(few_items * kMaxSplits * config.query_heads_per_kv_head() *
+                                           (config.head_dim + 2),
+                                       "attention's partial states"));
 
-  KVIST_RETURN_IF_ERROR(AllocateRows(config, kMaxPassRows, shared_rows_));
+  const size_t stages = static_cast<size_t>(9 * config.layers + 2);
+  stages_.reserve(stages);
+  stage_items_.reserve(stages);
+
+  KVIST_ASSIGN_OR_RETURN(stream_,
+                         Buffer<float>::Create(kMaxPassRows * config.hidden, "activations"));
+  KVIST_ASSIGN_OR_RETURN(normed_,
+                         Buffer<float>::Create(kMaxPassRows * config.hidden, "activations"));
+  KVIST_RETURN_IF_ERROR(
+      quantized_.Allocate(kMaxPassRows, std::max(config.hidden, config.query_cols())));
   const int64_t attention_floats =
       AttentionScratchFloats(config.head_dim, config.query_heads_per_kv_head(), kMaxItemQueries);
   for (size_t member = 0; member < members; ++member) {
-    private_rows_.push_back(std::make_unique<RowBuffers>());
-    KVIST_RETURN_IF_ERROR(AllocateRows(config, kMaxDuplicatedRows, *private_rows_.back()));
     scratch_.push_back(std::make_unique<LaneScratch>());
     LaneScratch& scratch = *scratch_.back();
     KVIST_ASSIGN_OR_RETURN(scratch.gate,
@@ -122,7 +128,6 @@ void Transformer::PlanPass(const Batch& batch, size_t* slice, int64_t* token) {
       ++*slice;
     }
   }
-  duplicated_ = rows_ <= kMaxDuplicatedRows;
   PlanAttention();
 }
 
@@ -133,20 +138,45 @@ void Transformer::PlanAttention() {
     whole_items += CeilDiv(segment.count, kMaxItemQueries) * config.kv_heads;
   }
   const int64_t members = parts_.team->size();
-  const bool split_heads = members > 1 && whole_items < kLeastItemsPerMember * members;
-  const int64_t heads = split_heads ? 1 : config.query_heads_per_kv_head();
+  const bool few_items = members > 1 && whole_items < kLeastItemsPerMember * members;
+  const int64_t heads_of_item = few_items ? 1 : config.query_heads_per_kv_head();
   items_.clear();
+  int64_t partial = 0;
   for (size_t i = 0; i < segments_.size(); ++i) {
+    Segment& segment = segments_[i];
+    if (few_items && SplitsAttention(segment)) {
+      segment.splits = segment.first_position() / kSplitTokens + 1;
+      segment.first_partial = partial;
+      partial += segment.splits * config.heads * (config.head_dim + 2);
+      const int64_t heads = config.query_heads_per_kv_head();
+      for (int64_t split = 0; split < segment.splits; ++split) {
+        for (int64_t head = 0; head < config.heads; head += heads) {
+          items_.push_back({.segment = static_cast<int32_t>(i),
+                            .count = 1,
+                            .first_head = head,
+                            .heads = heads,
+                            .split = split});
+        }
+      }
+      continue;
+    }
     for (int64_t begin = 0; begin < segments_[i].count; begin += kMaxItemQueries) {
-      for (int64_t head = 0; head < config.heads; head += heads) {
+      for (int64_t head = 0; head < config.heads; head += heads_of_item) {
         items_.push_back({.segment = static_cast<int32_t>(i),
                           .begin = begin,
                           .count = std::min(kMaxItemQueries, segments_[i].count - begin),
                           .first_head = head,
-                          .heads = heads});
+                          .heads = heads_of_item});
       }
     }
   }
+}
+
+// The second split makes as many items as heads would, each of which reads its pages once for all
+// heads.
+bool Transformer::SplitsAttention(const Segment& segment) const {
+  const int64_t splits = segment.first_position() / kSplitTokens + 1;
+  return segment.count == 1 && splits >= 2 && splits <= kMaxSplits;
 }
 
 }  // namespace kvist::worker

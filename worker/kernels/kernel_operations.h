@@ -29,10 +29,13 @@ inline constexpr int64_t kSplitTokens =
 // to even, scale = max|x| / 127. REQUIRES: cols % 32 == 0; q rows 64-byte aligned (stride a
 // multiple of 64).
 struct QuantizedRows {
-  int8_t* q = nullptr;           // [rows, q_stride]
-  float* scale = nullptr;        // [rows, block_stride], one per 32 columns
-  float* scaled_sum = nullptr;   // [rows, block_stride]: scale * sum of the block's q
-  int16_t* half_sums = nullptr;  // [rows, 2 * block_stride]: sums of q over each 16 columns
+  int8_t* q = nullptr;          // [rows, q_stride]
+  float* scale = nullptr;       // [rows, block_stride], one per 32 columns
+  float* scaled_sum = nullptr;  // [rows, block_stride]: scale * sum of the block's q
+  // [rows, 4 * block_stride], for weights stored with an offset. Two sums of q over the block's
+  // columns c, c % 4 < 2 and c % 4 >= 2: what the 16-bit halves of a 32-bit lane add up. Then the
+  // same two over its last 16 columns.
+  int16_t* pair_sums = nullptr;
   int64_t q_stride = 0;
   int64_t block_stride = 0;
 };
@@ -76,6 +79,19 @@ struct AttentionTask {
   float* out = nullptr;  // same indexing with out_stride
   int64_t out_stride = 0;
   float* scratch = nullptr;  // AttentionScratchFloats(task) floats, 64-byte aligned
+  // From 0 on: only positions [split, split + 1) * kSplitTokens, whose partial states go to
+  // `partials` [queries * heads, head_dim + 2] (values, maximum, sum) instead of to `out`.
+  int64_t split = -1;
+  float* partials = nullptr;
+};
+// One query and head's partial states of splits 0 .. splits-1, which are overwritten, and its
+// output: the same bits as one attention over all of them.
+struct AttentionMergeTask {
+  int64_t head_dim = 0;
+  int64_t splits = 0;
+  float* partials = nullptr;  // of split s: [head_dim + 2] at s * stride
+  int64_t stride = 0;
+  float* out = nullptr;  // [head_dim]
 };
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries);
 
@@ -122,6 +138,7 @@ struct KernelTable {
   // Online softmax over pages of 16, partial states restarted at multiples of 256 and merged in
   // ascending order; masked slots have weight exactly 0 and their K, V are never multiplied in.
   void (*attention)(const AttentionTask& task);
+  void (*merge_attention)(const AttentionMergeTask& task);
   // Index of the largest of x[0, n), lowest index on ties. NaN never wins; all NaN gives 0.
   int64_t (*argmax)(const float* x, int64_t n);
 };

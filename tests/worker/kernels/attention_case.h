@@ -78,6 +78,23 @@ class PagedSequence {
   std::vector<float> keys, values;  // [length, head_dim], before rounding to the format
 };
 
+// Attention of queries [first, first + queries) but for where it goes: out and scratch.
+inline AttentionTask TaskOf(const AttentionShape& shape, PagedSequence& sequence,
+                            const std::vector<float>& q, int64_t first, int64_t queries) {
+  const int64_t stride = shape.heads * shape.head_dim;
+  AttentionTask task;
+  task.kv = sequence.pages();
+  task.head_dim = shape.head_dim;
+  task.heads = shape.heads;
+  task.queries = queries;
+  task.first_position = first;
+  task.window = shape.window;
+  task.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  task.q = q.data() + first * stride;
+  task.q_stride = stride;
+  return task;
+}
+
 // Attention of queries [first, first + count), `per_task` queries at a time. q and the result are
 // [length, heads, head_dim].
 inline std::vector<float> RunAttention(const KernelTable& table, const AttentionShape& shape,
@@ -88,16 +105,7 @@ inline std::vector<float> RunAttention(const KernelTable& table, const Attention
   for (int64_t done = 0; done < count; done += per_task) {
     const int64_t queries = std::min(per_task, count - done);
     AlignedArray<float> scratch(AttentionScratchFloats(shape.head_dim, shape.heads, queries));
-    AttentionTask task;
-    task.kv = sequence.pages();
-    task.head_dim = shape.head_dim;
-    task.heads = shape.heads;
-    task.queries = queries;
-    task.first_position = first + done;
-    task.window = shape.window;
-    task.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-    task.q = q.data() + (first + done) * stride;
-    task.q_stride = stride;
+    AttentionTask task = TaskOf(shape, sequence, q, first + done, queries);
     task.out = out.data() + done * stride;
     task.out_stride = stride;
     task.scratch = scratch.data();

@@ -73,6 +73,40 @@ TEST_P(AttentionTest, GivesTheBitsOfTheFirstTableForAnyNumberOfQueriesPerTask) {
   }
 }
 
+// Each split by itself, in descending order, and then merged.
+TEST_P(AttentionTest, SplitsOfOneQueryMergeToTheBitsOfTheWhole) {
+  std::mt19937 rng(9);
+  for (const AttentionShape& shape : Shapes()) {
+    PagedSequence sequence(*GetParam(), shape, rng);
+    const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
+    const int64_t state = shape.head_dim + 2;
+    for (int64_t position = 0; position < shape.length; position += 31) {
+      const std::vector<float> whole =
+          RunAttention(*GetParam(), shape, sequence, q, position, 1, 1);
+      const int64_t splits = position / kSplitTokens + 1;
+      AlignedArray<float> scratch(AttentionScratchFloats(shape.head_dim, shape.heads, 1));
+      std::vector<float> partials(static_cast<size_t>(splits * shape.heads * state));
+      std::vector<float> merged(whole.size());
+      AttentionTask task = TaskOf(shape, sequence, q, position, 1);
+      task.scratch = scratch.data();
+      for (int64_t split = splits - 1; split >= 0; --split) {
+        task.split = split;
+        task.partials = partials.data() + split * shape.heads * state;
+        GetParam()->attention(task);
+      }
+      for (int64_t head = 0; head < shape.heads; ++head) {
+        GetParam()->merge_attention({.head_dim = shape.head_dim,
+                                     .splits = splits,
+                                     .partials = partials.data() + head * state,
+                                     .stride = shape.heads * state,
+                                     .out = merged.data() + head * shape.head_dim});
+      }
+      ASSERT_TRUE(SameBits(merged, whole))
+          << "head_dim " << shape.head_dim << " position " << position;
+    }
+  }
+}
+
 TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
   std::vector<float> first;
   for (int64_t block_tokens : {16, 32, 64, 128}) {

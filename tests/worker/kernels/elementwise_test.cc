@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cfloat>
 #include <cmath>
@@ -229,7 +231,8 @@ TEST_P(ElementwiseTest, QuantizationRoundsHalfToEvenWithinHalfAStep) {
     for (int64_t b = 0; b < 18; ++b) {
       const float scale = q.scale[row * q.block_stride + b];
       float largest = 0;
-      int sums[2] = {0, 0};
+      int sum = 0;
+      std::array<int16_t, 4> pair_sums{};
       for (int64_t c = 32 * b; c < 32 * b + 32; ++c) {
         const int value = q.q[row * q.q_stride + c];
         EXPECT_EQ(value, r.q[row * q.q_stride + c]);
@@ -237,13 +240,17 @@ TEST_P(ElementwiseTest, QuantizationRoundsHalfToEvenWithinHalfAStep) {
         EXPECT_NEAR(value * static_cast<double>(scale), x.at(row, c), 0.50001 * scale);
         EXPECT_EQ(value, static_cast<int>(std::nearbyint(x.at(row, c) * (1.0f / scale))));
         largest = std::max(largest, std::abs(x.at(row, c)));
-        sums[(c / 16) % 2] += value;
+        sum += value;
+        const size_t half_lane = c % 4 < 2 ? 0 : 1;
+        pair_sums[half_lane] = static_cast<int16_t>(pair_sums[half_lane] + value);
+        if (c % 32 < 16) continue;
+        pair_sums[2 + half_lane] = static_cast<int16_t>(pair_sums[2 + half_lane] + value);
       }
       EXPECT_EQ(scale, largest / 127.0f);
-      EXPECT_EQ(q.half_sums[2 * (row * q.block_stride + b)], sums[0]);
-      EXPECT_EQ(q.half_sums[2 * (row * q.block_stride + b) + 1], sums[1]);
-      EXPECT_EQ(q.scaled_sum[row * q.block_stride + b],
-                scale * static_cast<float>(sums[0] + sums[1]));
+      const int64_t block = row * q.block_stride + b;
+      EXPECT_TRUE(std::equal(pair_sums.begin(), pair_sums.end(), q.pair_sums + 4 * block));
+      EXPECT_TRUE(std::equal(pair_sums.begin(), pair_sums.end(), r.pair_sums + 4 * block));
+      EXPECT_EQ(q.scaled_sum[row * q.block_stride + b], scale * static_cast<float>(sum));
       EXPECT_EQ(r.scaled_sum[row * q.block_stride + b], q.scaled_sum[row * q.block_stride + b]);
     }
   }

@@ -114,7 +114,7 @@ class TestInput {
         q_(rows * q_stride_),
         scale_(rows * block_stride_),
         scaled_sum_(rows * block_stride_),
-        half_sums_(2 * rows * block_stride_) {}
+        pair_sums_(4 * rows * block_stride_) {}
 
   void FillNormal(std::mt19937& rng) {
     std::normal_distribution<float> normal(0.0f, 1.0f);
@@ -124,7 +124,7 @@ class TestInput {
 
   QuantizedRows quantized() {
     return {q_.data(),         scale_.data(), scaled_sum_.data(),
-            half_sums_.data(), q_stride_,     block_stride_};
+            pair_sums_.data(), q_stride_,     block_stride_};
   }
   void Quantize(const KernelTable& table) {
     if (cols_ % kQuantBlock == 0) table.quantize_rows(x_.data(), cols_, rows_, cols_, quantized());
@@ -135,7 +135,7 @@ class TestInput {
     q.q += first * q_stride_;
     q.scale += first * block_stride_;
     q.scaled_sum += first * block_stride_;
-    q.half_sums += 2 * first * block_stride_;
+    q.pair_sums += 4 * first * block_stride_;
     return {count, x_.data() + first * cols_, cols_, q};
   }
   int64_t rows() const { return rows_; }
@@ -146,7 +146,7 @@ class TestInput {
   AlignedArray<float> x_;
   AlignedArray<int8_t> q_;
   AlignedArray<float> scale_, scaled_sum_;
-  AlignedArray<int16_t> half_sums_;
+  AlignedArray<int16_t> pair_sums_;
 };
 
 inline std::vector<float> RunProduct(const KernelTable& table, const TestMatrix& w,

@@ -17,6 +17,8 @@ constexpr int kLanes = 8;       // rows per group
 constexpr int kMaxColumns = 4;  // tokens per tile
 // Groups of a panel in one pass: both when few tokens leave the accumulators for it.
 constexpr int GroupsFor(int columns) { return columns <= 2 ? 2 : 1; }
+// From so many tokens on a panel is unpacked once for all of them (product_expanded.inc).
+constexpr int64_t kLeastExpandedTokens = 12;
 
 using LaneFloats = __m256;
 using LaneInts = __m256i;
@@ -42,6 +44,10 @@ KVIST_INLINE void PrefetchWeights(const void* p) {
 KVIST_INLINE __m256i LoadLanes(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
+KVIST_INLINE void StoreLanes(void* p, __m256i v) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+}
+KVIST_INLINE __m256 LoadFloatLanes(const float* p) { return _mm256_loadu_ps(p); }
 // The four bytes at p in every lane.
 KVIST_INLINE __m256i BroadcastWord(const void* p) {
   int32_t word;
@@ -84,30 +90,60 @@ KVIST_INLINE WordPair UnpackWords(const WeightStep& w, int word) {
   return r;
 }
 
-// Activations of one step: of token t, the four bytes of a word in every lane, and the two half
-// sums in every lane.
+// Activations of one step: of token t, a word's four bytes in every lane, and pair sums: part 0 of
+// all 32 columns, part 1 of the last 16.
 struct StepInput {
   const int8_t* a;
   int64_t a_stride;
-  const int16_t* half_sums;
-  int64_t half_stride;
+  const int16_t* pair_sums;
+  int64_t pair_stride;
 
   KVIST_INLINE __m256i Word(int t, int word) const {
     return BroadcastWord(a + t * a_stride + 4 * word);
   }
-  KVIST_INLINE __m256i HalfSums(int t) const { return BroadcastWord(half_sums + t * half_stride); }
+  KVIST_INLINE __m256i PairSums(int t, int part) const {
+    return BroadcastWord(pair_sums + t * pair_stride + 2 * part);
+  }
 };
 
-// Nibble types with at most 5 bits. Products of unsigned weights and signed activations are added
-// in pairs by maddubs; the 16-bit sums stay below 2^15 for eight maddubs of 4-bit weights (15 * 127
-// * 16 = 30480), four of 5-bit ones (31 * 127 * 8 = 31496), and are then widened. The offset is
-// removed at the end: 8 or 16 times the sum of activations.
+KVIST_INLINE StepInput StepInputAt(const TileInput& tile, int64_t step) {
+  return {tile.q + step * 32, tile.q_stride, tile.pair_sums + step * 4, 4 * tile.block_stride};
+}
+
+// maddubs adds products of unsigned weights and signed activations in pairs, and 16-bit sums of
+// such pairs may wrap around on the way as long as the end fits. All eight of a step do
+//   for 4 bits:               15 * 127 * 16 = 30480
+//   with 16 or 8 taken off:   16 * 127 * 16 = 32512 (what is taken off: that times the pair sums)
+// four do for 5 bits (31 * 127 * 8 = 31496) and for 6 bits with 32 taken off (32 * 127 * 8).
+constexpr int OffsetBits(gguf::TensorType type) {
+  return type == gguf::TensorType::kQ4_0   ? 3
+         : type == gguf::TensorType::kQ5_0 ? 4
+         : type == gguf::TensorType::kQ6_K ? 5
+                                           : 0;
+}
+constexpr bool StepFits16Bits(gguf::TensorType type) {
+  return type == gguf::TensorType::kQ4_0 || type == gguf::TensorType::kQ4_1 ||
+         type == gguf::TensorType::kQ4_K || type == gguf::TensorType::kQ5_0;
+}
+
+// What a type's offset adds to the 16-bit sums of a step (part 0), of its first half (1) or of its
+// second (2).
+template <gguf::TensorType kType>
+KVIST_INLINE __m256i OffsetSums(const StepInput& x, int t, int part) {
+  const __m256i second = part == 0 ? _mm256_setzero_si256() : x.PairSums(t, 1);
+  const __m256i sums = part == 2 ? second : _mm256_sub_epi16(x.PairSums(t, 0), second);
+  return _mm256_slli_epi16(sums, OffsetBits(kType));
+}
+
+// Keeps the compiler from putting additions off: it would store all products first.
+KVIST_INLINE void AddNow(__m256i& sum) { __asm__("" : "+x"(sum)); }
+
+KVIST_INLINE __m256i Widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+
+// Nibble types with at most 5 bits.
 template <gguf::TensorType kType, int kColumns>
 KVIST_INLINE void NibbleDots(const WeightStep& w, const StepInput& x, __m256i (&sums)[kColumns]) {
-  constexpr int kOffset = kType == gguf::TensorType::kQ4_0   ? 8
-                          : kType == gguf::TensorType::kQ5_0 ? 16
-                                                             : 0;
-  constexpr int kWordsPerSum = HasFiveBits(kType) ? 2 : 4;
+  constexpr int kWordsPerSum = StepFits16Bits(kType) ? 4 : 2;
   for (int word = 0; word < 4; word += kWordsPerSum) {
     __m256i pairs[kColumns];
     for (int i = 0; i < kWordsPerSum; ++i) {
@@ -117,49 +153,48 @@ KVIST_INLINE void NibbleDots(const WeightStep& w, const StepInput& x, __m256i (&
         const __m256i second = _mm256_maddubs_epi16(weights.second, x.Word(t, 4 + word + i));
         pairs[t] = i == 0 ? first : _mm256_add_epi16(pairs[t], first);
         pairs[t] = _mm256_add_epi16(pairs[t], second);
+        AddNow(pairs[t]);
       }
     }
     for (int t = 0; t < kColumns; ++t) {
-      const __m256i wide = _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1));
-      sums[t] = word == 0 ? wide : _mm256_add_epi32(sums[t], wide);
-    }
-  }
-  if constexpr (kOffset != 0) {
-    for (int t = 0; t < kColumns; ++t) {
-      sums[t] =
-          _mm256_sub_epi32(sums[t], _mm256_madd_epi16(x.HalfSums(t), _mm256_set1_epi16(kOffset)));
+      if constexpr (OffsetBits(kType) != 0)
+        pairs[t] = _mm256_sub_epi16(pairs[t], OffsetSums<kType>(x, t, 0));
+      sums[t] = word == 0 ? Widen(pairs[t]) : _mm256_add_epi32(sums[t], Widen(pairs[t]));
     }
   }
 }
 
-// pmaddwd multiplies by the sub-scales (two copies in each lane) while it widens; the offset's part
-// is -32 (sc0 sum0 + sc1 sum1). 63 * 127 * 4 = 32004 bounds the two maddubs before it.
+// The group's sub-scales of 16 columns, twice in each lane: pmaddwd multiplies by them while it
+// widens.
+KVIST_INLINE __m256i LoadSubScales(const int8_t* p) {
+  const __m256i scale = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_or_si256(_mm256_and_si256(scale, _mm256_set1_epi32(0xffff)),
+                         _mm256_slli_epi32(scale, 16));
+}
+
 template <int kColumns>
 KVIST_INLINE void SixBitDots(const WeightStep& w, const StepInput& x, __m256i (&sums)[kColumns]) {
-  const __m256i low16 = _mm256_set1_epi32(0xffff);
-  const __m256i s0 =
-      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.scale)));
-  const __m256i s1 =
-      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.scale + 16)));
-  const __m256i pair = _mm256_or_si256(_mm256_and_si256(s0, low16), _mm256_slli_epi32(s1, 16));
+  constexpr gguf::TensorType kType = gguf::TensorType::kQ6_K;
+  const __m256i scale0 = LoadSubScales(w.scale);
+  const __m256i scale1 = LoadSubScales(w.scale + 16);
+  __m256i first[kColumns], second[kColumns];
   for (int t = 0; t < kColumns; ++t) {
-    const __m256i offset = _mm256_madd_epi16(pair, x.HalfSums(t));
-    sums[t] = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(offset, 5));
+    first[t] = _mm256_sub_epi16(_mm256_setzero_si256(), OffsetSums<kType>(x, t, 1));
+    second[t] = _mm256_sub_epi16(_mm256_setzero_si256(), OffsetSums<kType>(x, t, 2));
   }
-  const __m256i scale0 = _mm256_or_si256(_mm256_and_si256(s0, low16), _mm256_slli_epi32(s0, 16));
-  const __m256i scale1 = _mm256_or_si256(_mm256_and_si256(s1, low16), _mm256_slli_epi32(s1, 16));
-  for (int word = 0; word < 4; word += 2) {
-    const WordPair even = UnpackWords<gguf::TensorType::kQ6_K>(w, word);
-    const WordPair odd = UnpackWords<gguf::TensorType::kQ6_K>(w, word + 1);
+  for (int word = 0; word < 4; ++word) {
+    const WordPair weights = UnpackWords<kType>(w, word);
     for (int t = 0; t < kColumns; ++t) {
-      const __m256i first = _mm256_add_epi16(_mm256_maddubs_epi16(even.first, x.Word(t, word)),
-                                             _mm256_maddubs_epi16(odd.first, x.Word(t, word + 1)));
-      const __m256i second =
-          _mm256_add_epi16(_mm256_maddubs_epi16(even.second, x.Word(t, 4 + word)),
-                           _mm256_maddubs_epi16(odd.second, x.Word(t, 5 + word)));
-      sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(first, scale0));
-      sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(second, scale1));
+      first[t] = _mm256_add_epi16(first[t], _mm256_maddubs_epi16(weights.first, x.Word(t, word)));
+      second[t] =
+          _mm256_add_epi16(second[t], _mm256_maddubs_epi16(weights.second, x.Word(t, 4 + word)));
+      AddNow(first[t]);
+      AddNow(second[t]);
     }
+  }
+  for (int t = 0; t < kColumns; ++t) {
+    sums[t] =
+        _mm256_add_epi32(_mm256_madd_epi16(first[t], scale0), _mm256_madd_epi16(second[t], scale1));
   }
 }
 
@@ -184,14 +219,122 @@ KVIST_INLINE void ByteDots(const WeightStep& w, const StepInput& x, __m256i (&su
 template <gguf::TensorType kType, int kColumns>
 KVIST_INLINE void IntegerDots(const WeightStep& w, const TileInput& tile, int64_t step,
                               __m256i (&sums)[kColumns]) {
-  const StepInput x = {tile.q + step * 32, tile.q_stride, tile.half_sums + step * 2,
-                       2 * tile.block_stride};
+  const StepInput x = StepInputAt(tile, step);
   if constexpr (kType == gguf::TensorType::kQ8_0) {
     ByteDots<kColumns>(w, x, sums);
   } else if constexpr (kType == gguf::TensorType::kQ6_K) {
     SixBitDots<kColumns>(w, x, sums);
   } else {
     NibbleDots<kType, kColumns>(w, x, sums);
+  }
+}
+
+// The group's integers and sub-scales of one step, whose first row is `row`, into an expanded step.
+template <gguf::TensorType kType>
+KVIST_INLINE void ExpandIntegers(const WeightStep& w, int64_t row, ExpandedStep& out) {
+  for (int word = 0; word < (kType == gguf::TensorType::kQ8_0 ? 8 : 4); ++word) {
+    if constexpr (kType == gguf::TensorType::kQ8_0) {
+      StoreLanes(out.q[word] + 4 * row, LoadLanes(w.q + word * 64));
+    } else {
+      const WordPair weights = UnpackWords<kType>(w, word);
+      StoreLanes(out.q[word] + 4 * row, weights.first);
+      StoreLanes(out.q[4 + word] + 4 * row, weights.second);
+    }
+  }
+  if constexpr (kType == gguf::TensorType::kQ6_K) {
+    StoreLanes(out.scale[0] + 2 * row, LoadSubScales(w.scale));
+    StoreLanes(out.scale[1] + 2 * row, LoadSubScales(w.scale + 16));
+  }
+}
+
+// Both groups of an expanded step: an activation word is loaded once for all 16 rows.
+template <int kColumns>
+using PanelInts = __m256i[2][kColumns];
+
+// pairs = the products of words [kFirst, kFirst + kWords), added up in 16 bits.
+template <int kFirst, int kWords, int kColumns>
+KVIST_INLINE void AddWords(const ExpandedStep& w, const StepInput& x, PanelInts<kColumns>& pairs) {
+#pragma GCC unroll 8
+  for (int word = kFirst; word < kFirst + kWords; ++word) {
+    const __m256i low = LoadLanes(w.q[word]);
+    const __m256i high = LoadLanes(w.q[word] + 32);
+    for (int t = 0; t < kColumns; ++t) {
+      const __m256i a = x.Word(t, word);
+      const __m256i products[2] = {_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, a)};
+      for (int g = 0; g < 2; ++g) {
+        pairs[g][t] = word == kFirst ? products[g] : _mm256_add_epi16(pairs[g][t], products[g]);
+        AddNow(pairs[g][t]);
+      }
+    }
+  }
+}
+
+template <gguf::TensorType kType, int kColumns>
+KVIST_INLINE void TakeOffset(const StepInput& x, int part, PanelInts<kColumns>& pairs) {
+  if constexpr (OffsetBits(kType) != 0) {
+    for (int t = 0; t < kColumns; ++t) {
+      const __m256i offset = OffsetSums<kType>(x, t, part);
+      for (int g = 0; g < 2; ++g) pairs[g][t] = _mm256_sub_epi16(pairs[g][t], offset);
+    }
+  }
+}
+
+// Half a step at a time: 5 bits without an offset, and 6 bits.
+template <gguf::TensorType kType, int kColumns>
+KVIST_INLINE void ExpandedHalfDots(const ExpandedStep& w, const StepInput& x,
+                                   PanelInts<kColumns>& sums) {
+  PanelInts<kColumns> first, second;
+  AddWords<0, 4>(w, x, first);
+  TakeOffset<kType>(x, 1, first);
+  const auto widen = [&](__m256i pairs, int half, int g) {
+    if constexpr (kType != gguf::TensorType::kQ6_K) return Widen(pairs);
+    return _mm256_madd_epi16(pairs, LoadLanes(w.scale[half] + 16 * g));
+  };
+  for (int g = 0; g < 2; ++g) {
+    for (int t = 0; t < kColumns; ++t) sums[g][t] = widen(first[g][t], 0, g);
+  }
+  AddWords<4, 4>(w, x, second);
+  TakeOffset<kType>(x, 2, second);
+  for (int g = 0; g < 2; ++g) {
+    for (int t = 0; t < kColumns; ++t)
+      sums[g][t] = _mm256_add_epi32(sums[g][t], widen(second[g][t], 1, g));
+  }
+}
+
+template <int kColumns>
+KVIST_INLINE void ExpandedByteDots(const ExpandedStep& w, const StepInput& x,
+                                   PanelInts<kColumns>& sums) {
+  for (int word = 0; word < 8; ++word) {
+    const __m256i weights[2] = {LoadLanes(w.q[word]), LoadLanes(w.q[word] + 32)};
+    const __m256i magnitudes[2] = {_mm256_abs_epi8(weights[0]), _mm256_abs_epi8(weights[1])};
+    for (int t = 0; t < kColumns; ++t) {
+      const __m256i a = x.Word(t, word);
+      for (int g = 0; g < 2; ++g) {
+        const __m256i wide =
+            Widen(_mm256_maddubs_epi16(magnitudes[g], _mm256_sign_epi8(a, weights[g])));
+        sums[g][t] = word == 0 ? wide : _mm256_add_epi32(sums[g][t], wide);
+        AddNow(sums[g][t]);
+      }
+    }
+  }
+}
+
+// As IntegerDots, for all rows of an expanded step.
+template <gguf::TensorType kType, int kColumns>
+KVIST_INLINE void ExpandedDots(const ExpandedStep& w, const TileInput& tile, int64_t step,
+                               PanelInts<kColumns>& sums) {
+  const StepInput x = StepInputAt(tile, step);
+  if constexpr (kType == gguf::TensorType::kQ8_0) {
+    ExpandedByteDots<kColumns>(w, x, sums);
+  } else if constexpr (StepFits16Bits(kType)) {
+    PanelInts<kColumns> pairs;
+    AddWords<0, 8>(w, x, pairs);
+    TakeOffset<kType>(x, 0, pairs);
+    for (int g = 0; g < 2; ++g) {
+      for (int t = 0; t < kColumns; ++t) sums[g][t] = Widen(pairs[g][t]);
+    }
+  } else {
+    ExpandedHalfDots<kType, kColumns>(w, x, sums);
   }
 }
 

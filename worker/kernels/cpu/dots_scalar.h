@@ -15,6 +15,7 @@ namespace {
 constexpr int kLanes = 16;      // rows per group
 constexpr int kMaxColumns = 4;  // tokens per tile
 constexpr int GroupsFor(int) { return 1; }
+constexpr int64_t kLeastExpandedTokens = 0;  // never: the packed blocks are the reference
 
 using LaneFloats = Vec16;
 using LaneInts = Int16Lanes;
@@ -33,6 +34,7 @@ KVIST_INLINE LaneFloats ToFloatLanes(LaneInts v) {
   return r;
 }
 KVIST_INLINE void StoreLanes(float* p, LaneFloats v) { Store(p, v); }
+KVIST_INLINE LaneFloats LoadFloatLanes(const float* p) { return Load(p); }
 KVIST_INLINE void PrefetchWeights(const void* p) { __builtin_prefetch(p); }
 
 using Short8 = int16_t __attribute__((vector_size(16)));

@@ -25,8 +25,8 @@ namespace {
 }  // namespace
 
 const KernelTable kAvx2Kernels = {
-    "avx2",  QuantizeRows, Product,      RmsNorm, Rope,      AddInto,
-    ScaleBy, SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
+    "avx2",       QuantizeRows, Product, RmsNorm,   Rope,           AddInto, ScaleBy,
+    SiluMultiply, GeluMultiply, StoreKv, Attention, MergeAttention, ArgMax,
 };
 
 }  // namespace kvist::worker

@@ -23,8 +23,8 @@ namespace {
 }  // namespace
 
 const KernelTable kScalarKernels = {
-    "scalar", QuantizeRows, Product,      RmsNorm, Rope,      AddInto,
-    ScaleBy,  SiluMultiply, GeluMultiply, StoreKv, Attention, ArgMax,
+    "scalar",     QuantizeRows, Product, RmsNorm,   Rope,           AddInto, ScaleBy,
+    SiluMultiply, GeluMultiply, StoreKv, Attention, MergeAttention, ArgMax,
 };
 
 }  // namespace kvist::worker

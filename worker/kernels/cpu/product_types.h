@@ -23,7 +23,18 @@ struct TileInput {
   const float* scale;
   const float* scaled_sum;
   int64_t block_stride;
-  const int16_t* half_sums;
+  const int16_t* pair_sums;
+};
+
+// Steps of a panel that are unpacked together: as many as leave room for activations in a 32 KB L1.
+inline constexpr int kExpandedSteps = 20;
+
+// One step of a panel unpacked: what many tokens' tiles read instead of the packed block.
+struct ExpandedStep {
+  alignas(64) uint8_t q[8][64];  // [word][16 rows][4]: stored integers, offset included
+  float d[16];                   // of each row: what its integer dot product is multiplied by
+  float m[16];                   // what the sum of its activations is multiplied by
+  int16_t scale[2][32];          // Q6_K, of each 16 columns: [16 rows], twice in each lane
 };
 
 }  // namespace kvist::worker

@@ -77,6 +77,9 @@ KVIST_INLINE Vec16 Max(Vec16 a, Vec16 b) {
 KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
   return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
 }
+KVIST_INLINE Int16Lanes AddInt(Int16Lanes a, Int16Lanes b) {
+  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
 KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
   return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
 }
@@ -106,6 +109,23 @@ KVIST_INLINE void StoreBytes(int8_t* p, Int16Lanes v) {
   const __m128i bytes =
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+KVIST_INLINE int32_t MaxLaneInt(Int16Lanes v) {
+  const __m256i eight = _mm256_max_epi32(v.low, v.high);
+  const __m128i four =
+      _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+// The sums over lanes i with i % 4 < 2 and with i % 4 >= 2, of a and then of b, as 16-bit integers.
+KVIST_INLINE void StorePairSums(int16_t* p, Int16Lanes a, Int16Lanes b) {
+  const __m256i a8 = _mm256_add_epi32(a.low, a.high);
+  const __m256i b8 = _mm256_add_epi32(b.low, b.high);
+  const __m128i a4 = _mm_add_epi32(_mm256_castsi256_si128(a8), _mm256_extracti128_si256(a8, 1));
+  const __m128i b4 = _mm_add_epi32(_mm256_castsi256_si128(b8), _mm256_extracti128_si256(b8, 1));
+  const __m128i sums = _mm_hadd_epi32(a4, b4);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(sums, sums));
 }
 
 // Lane i meets i+8, then i+4, i+2, i+1.

@@ -115,6 +115,10 @@ KVIST_INLINE Int16Lanes SubInt(Int16Lanes a, Int16Lanes b) {
   }
   return a;
 }
+KVIST_INLINE Int16Lanes AddInt(Int16Lanes a, Int16Lanes b) {
+  for (int i = 0; i < 4; ++i) a.part[i] += b.part[i];
+  return a;
+}
 KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
   Mask16 greater;
   for (int i = 0; i < 4; ++i) greater.part[i] = a.part[i] > b.part[i];
@@ -145,6 +149,24 @@ KVIST_INLINE void StoreInt(int32_t* p, Int16Lanes v) { std::memcpy(p, &v, sizeof
 // The lanes' low bytes.
 KVIST_INLINE void StoreBytes(int8_t* p, Int16Lanes v) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(v.part[i / 4][i % 4]);
+}
+
+KVIST_INLINE int32_t MaxLaneInt(Int16Lanes v) {
+  int32_t largest = v.part[0][0];
+  for (int i = 1; i < 16; ++i) {
+    const int32_t lane = v.part[i / 4][i % 4];
+    largest = lane > largest ? lane : largest;
+  }
+  return largest;
+}
+// The sums over lanes i with i % 4 < 2 and with i % 4 >= 2, of a and then of b, as 16-bit integers.
+KVIST_INLINE void StorePairSums(int16_t* p, Int16Lanes a, Int16Lanes b) {
+  const Int4 sums[2] = {(a.part[0] + a.part[1]) + (a.part[2] + a.part[3]),
+                        (b.part[0] + b.part[1]) + (b.part[2] + b.part[3])};
+  for (int i = 0; i < 2; ++i) {
+    p[2 * i] = static_cast<int16_t>(sums[i][0] + sums[i][1]);
+    p[2 * i + 1] = static_cast<int16_t>(sums[i][2] + sums[i][3]);
+  }
 }
 
 // ((0+8)+(4+12)) + ((2+10)+(6+14)) and so on: lane i meets i+8, then i+4, i+2, i+1.
