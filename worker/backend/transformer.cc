@@ -265,13 +265,16 @@ void Transformer::Attend(int64_t layer, const Lane& lane) {
     const Segment& segment = segments_[static_cast<size_t>(item.segment)];
     const int64_t row = segment.row + item.begin;
     const int64_t head_offset = item.first_head * config.head_dim;
+    const auto [window, sinks] = cache_manager::SpanInLayers(
+        config.windowed[static_cast<size_t>(layer)] ? config.window : 0, segment.slice->attention);
     parts_.kernels->attention(
         {.kv = PagesOf(segment, layer, item.first_head / config.query_heads_per_kv_head()),
          .head_dim = config.head_dim,
          .heads = item.heads,
          .queries = item.count,
          .first_position = segment.first_position() + item.begin,
-         .window = config.windowed[static_cast<size_t>(layer)] ? config.window : 0,
+         .window = window,
+         .sinks = sinks,
          .scale = config.attention_scale,
          .q = qkv_.data() + row * qkv_stride_ + head_offset,
          .q_stride = qkv_stride_,
