@@ -19,9 +19,9 @@ struct BatchLimits {
 };
 
 // INTERNAL naming the slice and what is wrong with it: tokens outside the vocabulary, positions
-// beyond the context, a span of attention that contradicts itself, a format that is not served, block tables too short, or with an index outside
-// the pool where a position that a query sees or writes lies; too many tokens or rows of logits in
-// all. Does not allocate unless it fails.
+// beyond the context, a span of attention that contradicts itself, a format that is not served,
+// block tables too short, or with an index outside the pool where a position that a query sees or
+// writes lies; too many tokens or rows of logits in all. Does not allocate unless it fails.
 absl::Status CheckBatch(const Batch& batch, const BatchLimits& limits,
                         const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools);
 
