@@ -166,8 +166,34 @@ TEST_P(EngineSamenessTest, APrefixHitGivesTheSameAsACold) {
 TEST_P(EngineSamenessTest, WithoutACacheItIsTheSame) {
   for (GenerateRequest request : Requests()) {
     const Answer paged = RunCold({}, request);
-    request.cache.kind = CacheKind::kNone;
+    request.cache.allocation = Allocation::kNone;
     EXPECT_TRUE(RunCold({.max_step_tokens = 32}, request).SameTokensAndBits(paged));
+  }
+}
+
+TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
+  GenerateRequest request = Requests()[5];
+  const Answer full = RunCold({}, request);
+  request.cache.allocation = Allocation::kStatic;
+  EXPECT_TRUE(RunCold({.max_step_tokens = 32}, request).SameTokensAndBits(full));
+  for (const cache_manager::AttentionSpan span :
+       {cache_manager::AttentionSpan{16, 0}, {40, 3}, {40, 18}}) {
+    request.cache = {.attention = span};
+    const Answer expected = RunCold({}, request);
+    EXPECT_FALSE(expected.SameTokensAndBits(full));
+    // A pool that holds the window and not the sequence.
+    auto core = MakeCore({.blocks_per_pool = 9, .threads = 2, .max_step_tokens = 30});
+    for (const Allocation allocation :
+         {Allocation::kPaged, Allocation::kNone, Allocation::kPaged, Allocation::kStatic}) {
+      request.cache.allocation = allocation;
+      if (allocation == Allocation::kStatic) core = MakeCore({.blocks_per_pool = 16});
+      EXPECT_TRUE(RunAlone(*core, request).SameTokensAndBits(expected))
+          << cache_manager::AttentionText(span) << static_cast<int>(allocation);
+    }
+    request.cache.allocation = Allocation::kPaged;
+    EXPECT_TRUE(
+        RunCold({.block_tokens = 64, .max_step_tokens = 7}, request).SameTokensAndBits(expected));
+    EXPECT_TRUE(RunCold({.kernels = "scalar"}, request).SameTokensAndBits(expected));
   }
 }
 
