@@ -10,6 +10,7 @@
 #include "common/base/status.h"
 #include "services/cache_manager/answers.h"
 #include "services/cache_manager/limits.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
 
 namespace kvist::services {
@@ -221,9 +222,12 @@ absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& requ
   KVIST_ASSIGN_OR_RETURN(const auto keys,
                          KeysFromBytes("keys", request.keys(), cm::kMaxLocateKeys));
   if (request.block_tokens() < 0) return InvalidField("block_tokens", "must not be negative");
+  const cm::AttentionSpan attention = SpanFromProto(request.attention());
+  KVIST_RETURN_IF_ERROR(cm::ValidateAttention(attention, cm::kMaxWindowTokens));
   MutexLock lock(mutex_);
   const int64_t now_ms = NowMs();
   const cm::LocateQuery query{.model_fingerprint = request.model_fingerprint(),
+                              .attention = attention,
                               .format = request.kv_format(),
                               .block_tokens = static_cast<uint32_t>(request.block_tokens()),
                               .keys = keys};

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "services/runtime/cache_params.h"
 
 namespace kvist::services {
 
@@ -45,6 +46,7 @@ void RoutingChooser::Locate() {
   }
   request.set_kv_format(request_.kv_format);
   request.set_block_tokens(request_.block_tokens);
+  *request.mutable_attention() = ToProto(request_.attention);
   const auto response = state_->manager.Locate(request);
   if (!response.ok()) return;  // the request goes on by what this frontend knows
   for (const v1::WorkerMatch& match : response->workers()) {

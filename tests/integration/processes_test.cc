@@ -113,7 +113,7 @@ TEST_F(ProcessesTest, ManagerKilledAndStartedAgainDuringAGeneration) {
 
   // Recomputing everything for every token makes it long enough.
   v1::GenerateRequest slow = Request("s", 180);
-  slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  slow.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   std::atomic<int64_t> tokens = 0;
   GenerateOptions options;
   options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
@@ -157,7 +157,7 @@ TEST_F(ProcessesTest, FrontendKilledAndTheTurnResumedAtAnother) {
   ASSERT_TRUE(client_->Generate(request, {}, &alone).ok());
 
   request.set_session_id("s");
-  request.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  request.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   std::atomic<int64_t> tokens = 0;
   GenerateOptions options;
   options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };
@@ -195,7 +195,7 @@ TEST_F(ProcessesTest, WorkerKilledAndStartedAgainTakesTheRequestUpAgain) {
   Generated alone;
   ASSERT_TRUE(client_->Generate(Request("", 150), {}, &alone).ok());
   v1::GenerateRequest slow = Request("", 150);
-  slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  slow.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   std::atomic<int64_t> tokens = 0;
   GenerateOptions options;
   options.on_delta = [&](const v1::Delta& delta) { tokens += delta.tokens_size(); };

@@ -134,7 +134,7 @@ TEST_F(SqliteStoreTest, OtherDatabasesAndVersionsAreLeftAlone) {
   ASSERT_NE(Open(), nullptr);
   {
     const auto newer = SqliteDatabase::Open(file_);
-    ASSERT_TRUE((*newer)->Execute("PRAGMA user_version = 2").ok());
+    ASSERT_TRUE((*newer)->Execute("PRAGMA user_version = 3").ok());
   }
   EXPECT_EQ(OpenSqliteStore({.directory = directory_}).status().code(), StatusCode::kDataLoss);
 }
