@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -16,9 +17,10 @@ std::string Text(const CacheWish& wish) {
   if (!params.ok()) return DetailsOf(params.status()).field;
   std::string text(AllocationName(params->allocation()));
   if (params->has_attention()) {
-    text += " " + cache_manager::AttentionText(SpanFromProto(params->attention()));
+    absl::StrAppend(&text, " ", cache_manager::AttentionText(SpanFromProto(params->attention())));
   }
-  return text + " " + params->kv_format();
+  absl::StrAppend(&text, " ", params->kv_format());
+  return text;
 }
 
 TEST(CacheParamsTest, PresetsStandForFields) {

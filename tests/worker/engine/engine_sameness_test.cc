@@ -113,6 +113,17 @@ class EngineSamenessTest : public ::testing::TestWithParam<std::string> {
     return requests;
   }
 
+  // The same, of all kinds.
+  std::vector<GenerateRequest> MixedRequests() {
+    std::vector<GenerateRequest> requests = Requests();
+    requests[0].cache.allocation = Allocation::kStatic;
+    requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+    requests[3].cache.allocation = Allocation::kNone;
+    requests[4].cache = {.allocation = Allocation::kStatic, .attention = {18, 17}};
+    requests[5].cache = {.allocation = Allocation::kNone, .attention = {20, 0}};
+    return requests;
+  }
+
   SimulatedClock clock_;
 };
 
@@ -135,7 +146,7 @@ TEST_P(EngineSamenessTest, EveryArrangementGivesTheSameAlone) {
 }
 
 TEST_P(EngineSamenessTest, MixedBatchesGiveTheSameAsAlone) {
-  const std::vector<GenerateRequest> requests = Requests();
+  const std::vector<GenerateRequest> requests = MixedRequests();
   auto core = MakeCore({.threads = 2, .max_step_tokens = 40});
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (const GenerateRequest& request : requests) {
@@ -198,7 +209,10 @@ TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
 }
 
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
-  const std::vector<GenerateRequest> requests = Requests();
+  std::vector<GenerateRequest> requests = Requests();
+  requests[0].cache.allocation = Allocation::kStatic;
+  requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+  requests[3].cache.allocation = Allocation::kNone;
   auto core = MakeCore({.blocks_per_pool = 9});
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (size_t i = 0; i < requests.size(); ++i) {
