@@ -46,7 +46,7 @@ struct BlockKey {
 // each pool has its own map.
 struct KeyScope {
   std::string model_fingerprint;
-  // Canonical text of the attention semantics: "full", "window=512,sinks=4", rope overrides.
+  // Canonical text of the attention semantics: AttentionText, rope overrides.
   std::string attention;
   int32_t block_tokens = 16;
   std::string tenant_salt;  // HMAC-SHA-256(cluster secret, tenant id); never from a request

@@ -7,8 +7,8 @@
 //      find them).
 //   4. the cached blocks are exactly the policies' candidates: those with children (where only
 //      leaves go) in `inner`, all others in `leaves`.
-//   5. reserved blocks are the sum of the Reservations out there, at most max_reserved_share of the
-//      pool.
+//   5. reserved blocks are what the Reservations out there have set aside; what they promise is at
+//      most max_reserved_share of the pool.
 //   6. the prefix index holds its own invariants, so a key exists once.
 //   7. the log's placement digest of this pool is the sum over its named blocks.
 // Allocation takes from `leaves` first and then from `inner`, so it succeeds while any block is
@@ -103,7 +103,8 @@ struct BlockPool::State {
   std::array<uint64_t, kNumEvictionCauses> evictions{};
   uint64_t uses = 0;
   int64_t references_out = 0;
-  int32_t promised = 0;
+  int32_t promised = 0;   // by all Reservations, held blocks included
+  int32_t set_aside = 0;  // of them, not yet taken
 };
 
 // A new child makes its parent an inner block; the last one's end makes it a leaf again.
@@ -186,7 +187,7 @@ absl::StatusOr<BlockRef> BlockPool::Allocate(Reservation* reservation) {
   if (reservation != nullptr && reservation->remaining_ > 0) {
     KVIST_CHECK(reservation->pool_ == this, "a reservation of another pool");
     --reservation->remaining_;
-    --s.promised;
+    --s.set_aside;
     block = s.reserved.back();
     s.reserved.pop_back();
   } else {
@@ -203,19 +204,34 @@ int32_t BlockPool::Available() const {
   return state_->count(BlockState::kFree) + state_->count(BlockState::kCached);
 }
 
-absl::StatusOr<Reservation> BlockPool::Reserve(int32_t blocks) {
+absl::StatusOr<Reservation> BlockPool::Reserve(const ReservationRequest& request) {
   State& s = *state_;
-  KVIST_CHECK(blocks >= 0);
-  if (blocks > s.max_reserved - s.promised) {
-    return absl::ResourceExhaustedError("reservations would pass their share of the pool");
+  KVIST_CHECK(request.held >= 0 && request.blocks >= request.held && request.spare >= 0);
+  if (request.blocks > s.max_reserved - s.promised) {
+    return absl::ResourceExhaustedError("promises would pass their share of the pool");
   }
-  if (blocks > Available()) {
+  if (request.blocks - request.held > Available() - request.spare) {
     return absl::ResourceExhaustedError("not so many unreferenced, unpromised blocks");
   }
-  for (int32_t i = 0; i < blocks; ++i) s.SetState(s.TakeFreeOrEvict(), BlockState::kReserved);
-  s.promised += blocks;
-  return Reservation(this, blocks);
+  s.promised += request.blocks;
+  Reservation reservation(this, request.blocks, 0);
+  Refill(&reservation, request.blocks - request.held);
+  return reservation;
 }
+
+void BlockPool::Refill(Reservation* reservation, int32_t blocks) {
+  State& s = *state_;
+  KVIST_CHECK(reservation->pool_ == this && blocks <= reservation->promised_);
+  while (reservation->remaining_ < blocks) {
+    const BlockIndex block = s.TakeFreeOrEvict();
+    if (block == kNoBlock) return;
+    s.SetState(block, BlockState::kReserved);
+    ++reservation->remaining_;
+    ++s.set_aside;
+  }
+}
+
+int32_t BlockPool::MaxPromised() const { return state_->max_reserved; }
 
 BlockRef BlockPool::Commit(BlockRef block, const BlockKey& parent, const BlockKey& key,
                            std::span<const int32_t> tokens) {
@@ -329,14 +345,15 @@ void BlockPool::Unreference(BlockIndex block) {
   s.SetState(block, s.index.Contains(block) ? BlockState::kCached : BlockState::kFree);
 }
 
-void BlockPool::Unreserve(int32_t blocks) {
+void BlockPool::EndPromise(int32_t promised, int32_t remaining) {
   State& s = *state_;
-  for (int32_t i = 0; i < blocks; ++i) {
+  for (int32_t i = 0; i < remaining; ++i) {
     const BlockIndex block = s.reserved.back();
     s.reserved.pop_back();
     s.SetState(block, BlockState::kFree);
   }
-  s.promised -= blocks;
+  s.promised -= promised;
+  s.set_aside -= remaining;
 }
 
 absl::Status BlockPool::State::CheckBlock(BlockIndex block) const {
@@ -395,7 +412,8 @@ absl::Status BlockPool::CheckInvariants() const {
   if (s.leaves->size() + s.inner->size() != s.count(BlockState::kCached)) {
     return absl::InternalError("pool 4: candidates");
   }
-  if (s.promised != s.count(BlockState::kReserved) || s.promised > s.max_reserved) {
+  if (s.set_aside != s.count(BlockState::kReserved) || s.set_aside > s.promised ||
+      s.promised > s.max_reserved) {
     return absl::InternalError("pool 5: reservations");
   }
   return s.index.CheckInvariants();
@@ -426,18 +444,21 @@ void BlockRef::Reset() {
 }
 
 Reservation::Reservation(Reservation&& other) noexcept
-    : pool_(std::exchange(other.pool_, nullptr)), remaining_(std::exchange(other.remaining_, 0)) {}
+    : pool_(std::exchange(other.pool_, nullptr)),
+      promised_(std::exchange(other.promised_, 0)),
+      remaining_(std::exchange(other.remaining_, 0)) {}
 
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this == &other) return *this;
-  if (pool_ != nullptr) pool_->Unreserve(remaining_);
+  if (pool_ != nullptr) pool_->EndPromise(promised_, remaining_);
   pool_ = std::exchange(other.pool_, nullptr);
+  promised_ = std::exchange(other.promised_, 0);
   remaining_ = std::exchange(other.remaining_, 0);
   return *this;
 }
 
 Reservation::~Reservation() {
-  if (pool_ != nullptr) pool_->Unreserve(remaining_);
+  if (pool_ != nullptr) pool_->EndPromise(promised_, remaining_);
 }
 
 }  // namespace kvist::cache_manager

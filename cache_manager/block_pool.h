@@ -43,21 +43,32 @@ class BlockRef {
   BlockIndex index_ = -1;
 };
 
-// Blocks promised to one sequence; Allocate takes from it first. Gives the rest back when it goes.
-// Move-only. REQUIRES: the pool outlives it. Single-threaded, as its pool.
+// Blocks promised to one sequence: those it holds and those set aside for it, which Allocate takes
+// first. Ends the promise when it goes. Move-only. REQUIRES: the pool outlives it. Single-threaded,
+// as its pool.
 class Reservation {
  public:
   Reservation() = default;
   Reservation(Reservation&& other) noexcept;
   Reservation& operator=(Reservation&& other) noexcept;
   ~Reservation();
-  int32_t remaining() const { return remaining_; }
+  int32_t promised() const { return promised_; }
+  int32_t remaining() const { return remaining_; }  // set aside
 
  private:
   friend class BlockPool;
-  Reservation(BlockPool* pool, int32_t blocks) : pool_(pool), remaining_(blocks) {}
+  Reservation(BlockPool* pool, int32_t promised, int32_t remaining)
+      : pool_(pool), promised_(promised), remaining_(remaining) {}
   BlockPool* pool_ = nullptr;
+  int32_t promised_ = 0;
   int32_t remaining_ = 0;
+};
+
+// What a sequence asks a pool to promise.
+struct ReservationRequest {
+  int32_t blocks = 0;  // the most it will hold at once
+  int32_t held = 0;    // of them, those it holds already
+  int32_t spare = 0;   // blocks that must stay available to others
 };
 
 // free: nobody's. reserved: promised to a sequence. active: referenced. cached: unreferenced and
@@ -95,7 +106,8 @@ class BlockPool {
     PoolIndex id = 0;
     int32_t num_blocks = 0;
     int32_t block_tokens = 16;
-    // Reservations take at most this share of the pool.
+    // Promises take at most this share of the pool, held blocks included: the rest is for those who
+    // were promised nothing.
     double max_reserved_share = 0.5;
     // Full-attention groups: a block is of use only with all its ancestors, so victims are leaves
     // (while there is an unreferenced one). Windowed groups: false.
@@ -118,10 +130,15 @@ class BlockPool {
   absl::StatusOr<BlockRef> Allocate(Reservation* reservation = nullptr);
   // Blocks that Allocate could hand out now without a reservation.
   int32_t Available() const;
-  // Sets `blocks` aside at once, evicting cached ones if need be: a promise to evict later could be
-  // broken by hits. RESOURCE_EXHAUSTED (and nothing is evicted) if they are not there or
-  // reservations would pass their share. REQUIRES: blocks >= 0.
-  absl::StatusOr<Reservation> Reserve(int32_t blocks);
+  // Sets the blocks that are not held aside at once, evicting cached ones if need be: a promise to
+  // evict later could be broken by hits. RESOURCE_EXHAUSTED (and nothing is evicted) if they are
+  // not there or all promises would pass their share. REQUIRES: 0 <= held <= blocks, 0 <= spare.
+  absl::StatusOr<Reservation> Reserve(const ReservationRequest& request);
+  // The holder gave blocks back and will need others: sets more aside until `blocks` are, as far as
+  // there are unreferenced ones. REQUIRES: a reservation of this pool, blocks <= its promised().
+  void Refill(Reservation* reservation, int32_t blocks);
+  // The most blocks that all promises together may have. Constant.
+  int32_t MaxPromised() const;
 
   // Names a full block. If the key exists already, gives `block` back and returns a reference to
   // the existing one (adopt it); else returns `block`. Kept partial blocks that it covers go, if
@@ -166,7 +183,7 @@ class BlockPool {
   struct State;
   void Reference(BlockIndex block);
   void Unreference(BlockIndex block);
-  void Unreserve(int32_t blocks);
+  void EndPromise(int32_t promised, int32_t remaining);
   std::unique_ptr<State> state_;
 };
 

@@ -29,10 +29,15 @@ class PrefixMatch {
       const PoolSpec& spec = entry.info.pools[i];
       if (spec.format != query.format || spec.block_tokens != query.block_tokens) continue;
       served_ = true;
-      if (spec.window_tokens > 0)
-        windowed_.push_back(static_cast<PoolIndex>(i));
-      else
-        full_.push_back(static_cast<PoolIndex>(i));
+      const AttentionSpan span = SpanInLayers(spec.window_tokens, query.attention);
+      const PoolIndex pool = static_cast<PoolIndex>(i);
+      if (span.window_tokens == 0) {
+        full_.push_back(pool);
+      } else {
+        windowed_.push_back({.pool = pool,
+                             .window_blocks = CeilDiv(span.window_tokens, BlockTokens()),
+                             .sink_blocks = CeilDiv(span.sink_tokens, BlockTokens())});
+      }
     }
   }
 
@@ -41,15 +46,19 @@ class PrefixMatch {
   void Fill(WorkerMatch& match) {
     if (matchable_ == 0) return;
     worst_tier_.assign(matchable_, 0);
-    for (const PoolIndex pool : full_) CutAtFirstMissing(pool);
+    for (const PoolIndex pool : full_) CutAtFirstMissing(pool, matchable_);
+    for (const Windowed& group : windowed_) {
+      CutAtFirstMissing(group.pool, static_cast<size_t>(group.sink_blocks));
+    }
     usable_.assign(matchable_ + 1, true);
     tiers_.clear();
-    for (const PoolIndex pool : windowed_) RequireWindow(pool);
+    for (const Windowed& group : windowed_) RequireWindow(group);
     size_t blocks = matchable_;
     while (blocks > 0 && !usable_[blocks]) --blocks;
     match.matched_tokens = static_cast<uint32_t>(blocks) * query_.block_tokens;
     for (size_t w = 0; w < windowed_.size(); ++w) {
-      for (size_t i = blocks - std::min(blocks, WindowBlocks(windowed_[w])); i < blocks; ++i) {
+      const size_t window = static_cast<size_t>(windowed_[w].window_blocks);
+      for (size_t i = blocks - std::min(blocks, window); i < blocks; ++i) {
         worst_tier_[i] = std::max(worst_tier_[i], tiers_[w][i]);
       }
     }
@@ -57,11 +66,16 @@ class PrefixMatch {
   }
 
  private:
-  size_t WindowBlocks(PoolIndex pool) const {
-    return CeilDiv(entry_.info.pools[pool].window_tokens, query_.block_tokens);
-  }
-  void CutAtFirstMissing(PoolIndex pool) {
-    for (size_t i = 0; i < matchable_; ++i) {
+  struct Windowed {
+    PoolIndex pool = 0;
+    int64_t window_blocks = 0;
+    int64_t sink_blocks = 0;
+  };
+
+  int64_t BlockTokens() const { return static_cast<int64_t>(query_.block_tokens); }
+  // Of the first `needed` blocks.
+  void CutAtFirstMissing(PoolIndex pool, size_t needed) {
+    for (size_t i = 0; i < std::min(needed, matchable_); ++i) {
       const uint8_t tier = FastestTier(*entry_.mirror, pool, query_.keys[i]);
       if (tier == kNotStored) {
         matchable_ = i;
@@ -71,12 +85,12 @@ class PrefixMatch {
     }
   }
   // A prefix of n blocks is usable if the last min(n, window) of them are there without a hole.
-  void RequireWindow(PoolIndex pool) {
-    const size_t window = WindowBlocks(pool);
+  void RequireWindow(const Windowed& group) {
+    const size_t window = static_cast<size_t>(group.window_blocks);
     std::vector<uint8_t>& tiers = tiers_.emplace_back(matchable_);
     size_t run = 0;
     for (size_t i = 0; i < matchable_; ++i) {
-      tiers[i] = FastestTier(*entry_.mirror, pool, query_.keys[i]);
+      tiers[i] = FastestTier(*entry_.mirror, group.pool, query_.keys[i]);
       run = tiers[i] == kNotStored ? 0 : run + 1;
       if (run < std::min(i + 1, window)) usable_[i + 1] = false;
     }
@@ -85,7 +99,8 @@ class PrefixMatch {
   const WorkerEntry& entry_;
   const LocateQuery& query_;
   bool served_ = false;
-  std::vector<PoolIndex> full_, windowed_;
+  std::vector<PoolIndex> full_;
+  std::vector<Windowed> windowed_;
   size_t matchable_;                         // blocks that every full pool has from the start
   std::vector<uint8_t> worst_tier_;          // by block
   std::vector<std::vector<uint8_t>> tiers_;  // by windowed pool and block

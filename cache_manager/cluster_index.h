@@ -13,6 +13,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "cache_manager/attention_span.h"
 #include "cache_manager/worker_info.h"
 #include "cache_manager/worker_mirror.h"
 
@@ -53,6 +54,7 @@ struct WorkerEntry {
 // What to look up: the keys of a sequence's full blocks, for one model in one KV format.
 struct LocateQuery {
   std::string_view model_fingerprint;
+  AttentionSpan attention;  // the keys' own, which says what blocks a prefix needs
   std::string_view format;
   uint32_t block_tokens = 0;
   std::span<const BlockKey> keys;
@@ -86,8 +88,8 @@ class ClusterIndex {
 
   // What each worker of that model, format and block size has, lost ones left out, in the order of
   // ids. The longest prefix of L tokens counts for which full-attention pools hold all blocks and
-  // windowed ones those of the last min(L, window) tokens. INVALID_ARGUMENT beyond kMaxLocateKeys.
-  // O(workers x keys x pools).
+  // windowed ones those of the sinks and of the last min(L, window) tokens. INVALID_ARGUMENT beyond
+  // kMaxLocateKeys. O(workers x keys x pools).
   absl::StatusOr<std::vector<WorkerMatch>> Locate(const LocateQuery& query, int64_t now_ms) const;
 
  private:

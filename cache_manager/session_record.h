@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cache_manager/attention_span.h"
 #include "common/base/ids.h"
 
 namespace kvist::cache_manager {
@@ -32,9 +33,10 @@ struct SessionRecord {
   TenantId tenant;
   std::string model;
   std::vector<int32_t> token_ids;  // the whole history; at most kMaxSessionTokens
-  std::string cache_kind;          // "paged", "none"; empty: the server's default
-  std::string kv_format;           // "f16", ...; empty: the worker's default
-  uint64_t version = 0;            // rises by one with every stored change
+  std::string allocation;          // "paged", "static", "none"; empty: the server's default
+  AttentionSpan attention;
+  std::string kv_format;  // "f16", ...; empty: the worker's default
+  uint64_t version = 0;   // rises by one with every stored change
   int64_t created_wall_ms = 0;
   int64_t last_used_wall_ms = 0;
   int64_t time_to_live_ms = 0;  // after the last use; 0: kept until deleted

@@ -1,8 +1,10 @@
 #include "cache_manager/turns.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cache_manager/limits.h"
 #include "common/base/status.h"
@@ -45,7 +47,8 @@ absl::Status Validate(const SessionRecord& record) {
   KVIST_RETURN_IF_ERROR(CheckId("session", record.id.value()));
   if (record.tenant.value().size() > kMaxIdBytes) return InvalidField("tenant", "too long");
   if (record.model.size() > kMaxNameBytes) return InvalidField("model", "too long");
-  if (record.cache_kind.size() > kMaxNameBytes) return InvalidField("cache_kind", "too long");
+  if (record.allocation.size() > kMaxNameBytes) return InvalidField("allocation", "too long");
+  KVIST_RETURN_IF_ERROR(ValidateAttention(record.attention, kMaxWindowTokens));
   if (record.kv_format.size() > kMaxNameBytes) return InvalidField("kv_format", "too long");
   if (record.time_to_live_ms < 0) return InvalidField("time_to_live_ms", "negative");
   if (record.token_ids.size() > kMaxSessionTokens) {
@@ -106,12 +109,19 @@ absl::Status EndTurn(const EndTurnRequest& request, int64_t now_wall_ms, Session
   return absl::OkStatus();
 }
 
-absl::Status TruncateSession(uint64_t tokens, int64_t now_wall_ms, SessionRecord& record) {
+absl::Status TruncateSession(const TruncateSessionRequest& request, int64_t now_wall_ms,
+                             SessionRecord& record) {
   if (HasOpenTurn(record, now_wall_ms)) return LostRace("a turn is open", record);
-  if (tokens > record.token_ids.size()) {
-    return FieldOutOfRange("tokens", "beyond the session's history");
+  std::vector<int32_t>& ids = record.token_ids;
+  if (request.tokens > ids.size()) {
+    return FieldOutOfRange(
+        "tokens", "beyond the session's history of " + std::to_string(ids.size()) + " tokens");
   }
-  record.token_ids.resize(tokens);
+  if (request.kept == TruncateSessionRequest::Kept::kLast) {
+    ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(request.tokens));
+  } else {
+    ids.resize(request.tokens);
+  }
   record.open_turn.reset();
   Changed(now_wall_ms, record);
   return absl::OkStatus();

@@ -26,6 +26,14 @@ struct EndTurnRequest {
   TurnFinish finish = TurnFinish::kStop;
 };
 
+// What is left of a history. Where the first tokens go, the others get new positions: their KV is
+// another, and the next turn computes it.
+struct TruncateSessionRequest {
+  enum class Kept : uint8_t { kFirst, kLast };
+  Kept kept = Kept::kLast;
+  uint64_t tokens = 0;  // 0 empties it
+};
+
 // All steps change `record` only on success, raise its version by one, and mark it used at
 // `now_wall_ms`.
 
@@ -39,9 +47,10 @@ absl::Status BeginTurn(const BeginTurnRequest& request, int64_t now_wall_ms, Ses
 // history would pass kMaxSessionTokens; the turn stays open. INVALID_ARGUMENT: a negative token id,
 // no finish.
 absl::Status EndTurn(const EndTurnRequest& request, int64_t now_wall_ms, SessionRecord& record);
-// Cuts the history to its first `tokens`; 0 empties it. ABORTED: a turn is open. OUT_OF_RANGE:
-// beyond the history.
-absl::Status TruncateSession(uint64_t tokens, int64_t now_wall_ms, SessionRecord& record);
+// Cuts the history to its first or last tokens. ABORTED: a turn is open. OUT_OF_RANGE: beyond the
+// history.
+absl::Status TruncateSession(const TruncateSessionRequest& request, int64_t now_wall_ms,
+                             SessionRecord& record);
 
 // Whether the session's time to live has passed. A session with an open, unexpired turn never is.
 bool IsExpired(const SessionRecord& record, int64_t now_wall_ms);

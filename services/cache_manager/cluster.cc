@@ -11,6 +11,7 @@
 #include "common/base/status.h"
 #include "services/cache_manager/answers.h"
 #include "services/cache_manager/limits.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
 
 namespace kvist::services {
@@ -231,6 +232,8 @@ absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& requ
   if (static_cast<size_t>(request.doubted_size()) > cm::kMaxWorkers) {
     return InvalidField("doubted", absl::StrCat("more than ", cm::kMaxWorkers));
   }
+  const cm::AttentionSpan attention = SpanFromProto(request.attention());
+  KVIST_RETURN_IF_ERROR(cm::ValidateAttention(attention, cm::kMaxWindowTokens));
   MutexLock lock(mutex_);
   const int64_t now_ms = NowMs();
   for (const v1::WorkerLife& life : request.doubted()) {
@@ -240,6 +243,7 @@ absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& requ
   }
   Dispatch();
   const cm::LocateQuery query{.model_fingerprint = request.model_fingerprint(),
+                              .attention = attention,
                               .format = request.kv_format(),
                               .block_tokens = static_cast<uint32_t>(request.block_tokens()),
                               .keys = keys};

@@ -11,6 +11,7 @@
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "services/cache_manager/limits.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
 
 namespace kvist::services {
@@ -21,18 +22,9 @@ namespace cm = ::kvist::cache_manager;
 constexpr size_t kMaxFormatNameBytes = 16;
 
 absl::Status TakeCacheParams(const v1::CacheParams& params, cm::SessionRecord& record) {
-  switch (params.kind()) {
-    case v1::CacheParams::KIND_UNSPECIFIED:
-      break;
-    case v1::CacheParams::PAGED:
-      record.cache_kind = "paged";
-      break;
-    case v1::CacheParams::NONE:
-      record.cache_kind = "none";
-      break;
-    default:
-      return InvalidField("cache.kind", absl::StrCat("unknown value ", params.kind()));
-  }
+  KVIST_RETURN_IF_ERROR(ValidateCacheParams(params, cm::kMaxWindowTokens));
+  record.allocation = AllocationName(params.allocation());
+  record.attention = SpanFromProto(params.attention());
   if (params.kv_format().size() > kMaxFormatNameBytes) {
     return InvalidField("cache.kv_format", "is no format's name");
   }
@@ -41,10 +33,12 @@ absl::Status TakeCacheParams(const v1::CacheParams& params, cm::SessionRecord& r
   return absl::OkStatus();
 }
 
-v1::CacheParams CacheParamsOf(const cm::SessionRecord& record) {
+v1::CacheParams CacheOf(const cm::SessionRecord& record) {
   v1::CacheParams params;
-  if (record.cache_kind == "paged") params.set_kind(v1::CacheParams::PAGED);
-  if (record.cache_kind == "none") params.set_kind(v1::CacheParams::NONE);
+  params.set_allocation(AllocationFromName(record.allocation));
+  if (record.attention != cm::AttentionSpan()) {
+    *params.mutable_attention() = ToProto(record.attention);
+  }
   params.set_kv_format(record.kv_format);
   return params;
 }
@@ -86,7 +80,7 @@ v1::Session ToProto(const StoredSession& session, int64_t history_tokens) {
   if (record.time_to_live_ms > 0) {
     message.set_expires_unix_ms(record.last_used_wall_ms + record.time_to_live_ms);
   }
-  *message.mutable_cache() = CacheParamsOf(record);
+  *message.mutable_cache() = CacheOf(record);
   if (record.open_turn.has_value()) message.set_open_turn_id(record.open_turn->id.value());
   return message;
 }
@@ -179,7 +173,7 @@ absl::StatusOr<v1::BeginTurnResponse> TurnBook::BeginTurn(const v1::BeginTurnReq
       }));
   v1::BeginTurnResponse response;
   AddIds(session.record.token_ids, response.mutable_history_ids());
-  *response.mutable_cache() = CacheParamsOf(session.record);
+  *response.mutable_cache() = CacheOf(session.record);
   return response;
 }
 
@@ -245,7 +239,7 @@ absl::StatusOr<v1::GetTurnResponse> TurnBook::GetTurn(const v1::GetTurnRequest& 
   const std::span<const int32_t> tokens(record.token_ids);
   const TurnId turn(request.turn_id());
   v1::GetTurnResponse response;
-  *response.mutable_cache() = CacheParamsOf(record);
+  *response.mutable_cache() = CacheOf(record);
   if (record.open_turn.has_value() && (turn.empty() || record.open_turn->id == turn)) {
     response.set_open(true);
     response.set_request(session.open_request);
@@ -322,9 +316,9 @@ absl::StatusOr<v1::ListSessionsResponse> TurnBook::List(const v1::ListSessionsRe
   return response;
 }
 
-absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id, int64_t keep_tokens,
+absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id,
+                                          const cm::TruncateSessionRequest& cut,
                                           std::optional<uint64_t> expected_version) {
-  if (keep_tokens < 0) return InvalidField("keep_tokens", "must not be negative");
   KVIST_RETURN_IF_ERROR(CheckId("id", id, EmptyId::kRefused));
   KVIST_ASSIGN_OR_RETURN(
       const StoredSession session,
@@ -334,13 +328,15 @@ absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id, int64_t keep_to
           return absl::AbortedError(
               absl::StrCat("the session changed; it is at version ", record.version));
         }
-        const auto cut = static_cast<uint64_t>(record.token_ids.size()) -
-                         std::min<uint64_t>(record.token_ids.size(), keep_tokens);
-        KVIST_RETURN_IF_ERROR(
-            cm::TruncateSession(static_cast<uint64_t>(keep_tokens), NowMs(), record));
-        stored.last_answer_tokens -= std::min(stored.last_answer_tokens, cut);
+        const uint64_t before = record.token_ids.size();
+        KVIST_RETURN_IF_ERROR(cm::TruncateSession(cut, NowMs(), record));
+        // The answer is the history's end.
+        const uint64_t off_the_end =
+            cut.kept == cm::TruncateSessionRequest::Kept::kFirst ? before - cut.tokens : 0;
+        stored.last_answer_tokens -= std::min(stored.last_answer_tokens, off_the_end);
+        stored.last_answer_tokens = std::min(stored.last_answer_tokens, cut.tokens);
         stored.open_request.clear();
-        if (keep_tokens == 0) {  // nothing ties it to a model any more
+        if (cut.tokens == 0) {  // nothing ties it to a model any more
           record.model.clear();
           stored.turns = 0;
         }
@@ -351,13 +347,29 @@ absl::StatusOr<v1::Session> TurnBook::Cut(const std::string& id, int64_t keep_to
 
 absl::StatusOr<v1::Session> TurnBook::Reset(const v1::ResetSessionRequest& request) {
   return Cut(
-      request.id(), 0,
+      request.id(), {.tokens = 0},
       request.has_expected_version() ? std::optional(request.expected_version()) : std::nullopt);
 }
 
 absl::StatusOr<v1::Session> TurnBook::Truncate(const v1::TruncateSessionRequest& request) {
+  cm::TruncateSessionRequest cut;
+  int64_t tokens = 0;
+  switch (request.kept_case()) {
+    case v1::TruncateSessionRequest::kKeepLastTokens:
+      cut.kept = cm::TruncateSessionRequest::Kept::kLast;
+      tokens = request.keep_last_tokens();
+      break;
+    case v1::TruncateSessionRequest::kKeepFirstTokens:
+      cut.kept = cm::TruncateSessionRequest::Kept::kFirst;
+      tokens = request.keep_first_tokens();
+      break;
+    case v1::TruncateSessionRequest::KEPT_NOT_SET:
+      return InvalidField("kept", "set keep_last_tokens or keep_first_tokens");
+  }
+  if (tokens < 0) return InvalidField("kept", "must not be negative");
+  cut.tokens = static_cast<uint64_t>(tokens);
   return Cut(
-      request.id(), request.keep_tokens(),
+      request.id(), cut,
       request.has_expected_version() ? std::optional(request.expected_version()) : std::nullopt);
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cache_manager/turns.h"
 #include "common/base/clock.h"
 #include "proto/kvist/v1/cache_manager.pb.h"
 #include "proto/kvist/v1/session.pb.h"
@@ -57,7 +58,8 @@ class TurnBook {
   // another change came between.
   absl::StatusOr<StoredSession> Change(const std::string& id, HistoryWrite history,
                                        const std::function<absl::Status(StoredSession&)>& change);
-  absl::StatusOr<v1::Session> Cut(const std::string& id, int64_t keep_tokens,
+  absl::StatusOr<v1::Session> Cut(const std::string& id,
+                                  const cache_manager::TruncateSessionRequest& cut,
                                   std::optional<uint64_t> expected_version);
 
   SessionStore* const store_;

@@ -162,7 +162,7 @@ class Chat {
   absl::Status Say(const std::string& line) {
     v1::GenerateRequest request;
     request.set_session_id(session_);
-    FillRequest(flags_.generation, &request);
+    KVIST_RETURN_IF_ERROR(FillRequest(flags_.generation, &request));
     if (!begun_ && !flags_.system.empty()) {
       Add(v1::ChatMessage::SYSTEM, flags_.system, &request);
     }

@@ -26,11 +26,11 @@ struct GenerateFlags {
   GenerationFlags generation;
 };
 
-v1::GenerateRequest MakeRequest(const GenerateFlags& flags, std::string prompt) {
+absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, std::string prompt) {
   v1::GenerateRequest request;
   request.set_model(flags.model);
   request.set_session_id(flags.session);
-  FillRequest(flags.generation, &request);
+  KVIST_RETURN_IF_ERROR(FillRequest(flags.generation, &request));
   if (!flags.chat) {
     request.mutable_text()->set_text(std::move(prompt));
     return request;
@@ -107,6 +107,8 @@ int RunGenerateCommand(const GenerateFlags& flags) {
   if (prompt == "-") {
     prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
   }
+  const auto request = MakeRequest(flags, std::move(prompt));
+  if (!request.ok()) return ReportError(request.status());
   int exit_code = kExitOk;
   const auto client = ConnectOrReport(flags.endpoint, &exit_code);
   if (client == nullptr) return exit_code;
@@ -120,8 +122,7 @@ int RunGenerateCommand(const GenerateFlags& flags) {
     std::fflush(text_out);
   };
   Generated generated;
-  const absl::Status status =
-      client->Generate(MakeRequest(flags, std::move(prompt)), options, &generated);
+  const absl::Status status = client->Generate(*request, options, &generated);
   if (!generated.text.empty()) std::fprintf(text_out, "\n");
   std::fflush(text_out);
   if (!status.ok()) {
@@ -145,6 +146,7 @@ void AddGenerate(CLI::App& app, Run* run) {
                  "  kvist generate \"The red cat was\" --max-new-tokens 50\n"
                  "  kvist generate \"Write a short story about a red cat.\" --chat --seed 1\n"
                  "  kvist generate \"Count:\" --output json --logprobs 3 --stop \"10\"\n"
+                 "  kvist generate \"Once\" --cache sliding_window --window 512 --sinks 4\n"
                  "  echo \"Once upon a time\" | kvist generate -\n",
                  run, flags, &RunGenerateCommand);
   command->add_option("prompt", flags->prompt, "the text; - reads standard input")->required();

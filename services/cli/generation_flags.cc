@@ -2,6 +2,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "common/base/status.h"
+
 namespace kvist::services {
 
 void AddGenerationFlags(CLI::App* command, GenerationFlags* flags) {
@@ -24,13 +26,23 @@ void AddGenerationFlags(CLI::App* command, GenerationFlags* flags) {
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", flags->ignore_eos,
                     "the model's own end does not end the answer");
-  command
-      ->add_option("--cache", flags->cache, "paged, or none: recompute everything for every token")
-      ->check(CLI::IsMember({"paged", "none"}));
-  command->add_option("--kv-format", flags->kv_format, "f16, f32 or bf16, where the server has it");
+  AddCacheFlags(command, &flags->cache);
 }
 
-void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {
+void AddCacheFlags(CLI::App* command, CacheWish* cache) {
+  command
+      ->add_option(
+          "--cache", cache->preset,
+          "paged (also dynamic); static: memory promised ahead; sliding_window; quantized: "
+          "q8; none: recompute everything for every token")
+      ->check(CLI::IsMember(CachePresetNames()));
+  command->add_option("--window", cache->window_tokens,
+                      "tokens that each one sees, itself included; 0: all");
+  command->add_option("--sinks", cache->sink_tokens, "first tokens seen from beyond the window");
+  command->add_option("--kv-format", cache->kv_format, "one that the server has, as f16");
+}
+
+absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {
   v1::SamplingParams& sampling = *request->mutable_sampling();
   if (flags.temperature.has_value()) sampling.set_temperature(*flags.temperature);
   if (flags.top_k.has_value()) sampling.set_top_k(*flags.top_k);
@@ -51,9 +63,8 @@ void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {
   stop.mutable_stop_ids()->Add(flags.stop_ids.begin(), flags.stop_ids.end());
   for (const std::string& text : flags.stop_strings) stop.add_stop_strings(text);
   if (flags.ignore_eos) stop.set_ignore_model_stops(true);
-  if (flags.cache == "paged") request->mutable_cache()->set_kind(v1::CacheParams::PAGED);
-  if (flags.cache == "none") request->mutable_cache()->set_kind(v1::CacheParams::NONE);
-  request->mutable_cache()->set_kv_format(flags.kv_format);
+  KVIST_ASSIGN_OR_RETURN(*request->mutable_cache(), CacheParamsOf(flags.cache));
+  return absl::OkStatus();
 }
 
 }  // namespace kvist::services

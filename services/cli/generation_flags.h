@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "proto/kvist/v1/inference.pb.h"
+#include "services/runtime/cache_params.h"
 
 namespace kvist::services {
 
@@ -27,13 +29,15 @@ struct GenerationFlags {
   std::vector<int32_t> stop_ids;
   std::vector<std::string> stop_strings;
   bool ignore_eos = false;
-  std::string cache;
-  std::string kv_format;
+  CacheWish cache;
 };
 
 void AddGenerationFlags(CLI::App* command, GenerationFlags* flags);
-// Only what was given; the server fills in the rest and checks everything.
-void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request);
+// --cache and what refines it.
+void AddCacheFlags(CLI::App* command, CacheWish* cache);
+// Only what was given; the server fills in the rest and checks everything. INVALID_ARGUMENT: the
+// cache flags contradict each other.
+absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request);
 
 }  // namespace kvist::services
 

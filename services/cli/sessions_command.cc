@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "services/cli/commands.h"
+#include "services/cli/generation_flags.h"
 
 namespace kvist::services {
 namespace {
@@ -20,9 +21,9 @@ struct SessionsFlags {
   std::string endpoint;
   std::string output;
   int64_t ttl_seconds = 0;
-  int64_t keep_tokens = 0;
-  std::string cache;
-  std::string kv_format;
+  std::optional<int64_t> keep_first;
+  std::optional<int64_t> keep_last;
+  CacheWish cache;
 };
 
 // What the manager knows of a session: its record (none for implicit ones) and its blocks (none if
@@ -70,6 +71,11 @@ nlohmann::ordered_json ViewJson(const std::string& id, const SessionView& view) 
                                  {"implicit", !view.record.has_value()},
                                  {"workers", WorkersJson(memory)}};
   if (view.record.has_value()) {
+    const v1::CacheParams& cache = view.record->cache();
+    json["cache"] = {{"allocation", AllocationName(cache.allocation())},
+                     {"window_tokens", cache.attention().window_tokens()},
+                     {"sink_tokens", cache.attention().sink_tokens()},
+                     {"kv_format", cache.kv_format()}};
     json["turns"] = view.record->turns();
     json["version"] = view.record->version();
     json["created_unix_ms"] = view.record->created_unix_ms();
@@ -164,15 +170,15 @@ int PrintSession(const SessionsFlags& flags, const absl::StatusOr<v1::Session>& 
 }
 
 int RunCreate(const SessionsFlags& flags) {
-  int exit_code = kExitOk;
-  const auto client = ConnectOrReport(flags.endpoint, &exit_code);
-  if (client == nullptr) return exit_code;
   v1::CreateSessionRequest request;
   request.set_id(flags.id);
   if (flags.ttl_seconds != 0) request.set_ttl_seconds(flags.ttl_seconds);
-  if (flags.cache == "none") request.mutable_cache()->set_kind(v1::CacheParams::NONE);
-  if (flags.cache == "paged") request.mutable_cache()->set_kind(v1::CacheParams::PAGED);
-  request.mutable_cache()->set_kv_format(flags.kv_format);
+  auto cache = CacheParamsOf(flags.cache);
+  if (!cache.ok()) return ReportError(cache.status());
+  *request.mutable_cache() = *std::move(cache);
+  int exit_code = kExitOk;
+  const auto client = ConnectOrReport(flags.endpoint, &exit_code);
+  if (client == nullptr) return exit_code;
   return PrintSession(flags, client->CreateSession(request));
 }
 
@@ -191,7 +197,8 @@ int RunTruncate(const SessionsFlags& flags) {
   if (client == nullptr) return exit_code;
   v1::TruncateSessionRequest request;
   request.set_id(flags.id);
-  request.set_keep_tokens(flags.keep_tokens);
+  if (flags.keep_first.has_value()) request.set_keep_first_tokens(*flags.keep_first);
+  if (flags.keep_last.has_value()) request.set_keep_last_tokens(*flags.keep_last);
   return PrintSession(flags, client->TruncateSession(request));
 }
 
@@ -239,14 +246,14 @@ void AddSessions(CLI::App& app, Run* run) {
   });
   const auto create_flags = std::make_shared<SessionsFlags>();
   CLI::App* create = AddAction(*command, "create", "Make a session.",
-                               "  kvist sessions create kitchen --ttl-seconds 3600\n", run,
-                               create_flags, &RunCreate);
+                               "  kvist sessions create kitchen --ttl-seconds 3600\n"
+                               "  kvist sessions create kitchen --cache static\n"
+                               "The cache flags hold for all its turns that do not say others.\n",
+                               run, create_flags, &RunCreate);
   create->add_option("id", create_flags->id, "its name; none: drawn");
   create->add_option("--ttl-seconds", create_flags->ttl_seconds,
                      "since its last use; default 7 days");
-  create->add_option("--cache", create_flags->cache, "paged or none, for all its turns")
-      ->check(CLI::IsMember({"paged", "none"}));
-  create->add_option("--kv-format", create_flags->kv_format, "f16, f32 or bf16, for all its turns");
+  AddCacheFlags(create, &create_flags->cache);
   const auto get_flags = std::make_shared<SessionsFlags>();
   AddAction(*command, "get", "Show one session.", "  kvist sessions get kitchen\n", run, get_flags,
             &RunShow)
@@ -258,11 +265,17 @@ void AddSessions(CLI::App& app, Run* run) {
       ->add_option("id", reset_flags->id, "the session")
       ->required();
   const auto truncate_flags = std::make_shared<SessionsFlags>();
-  CLI::App* truncate = AddAction(
-      *command, "truncate", "Keep only the beginning of a session's history.",
-      "  kvist sessions truncate kitchen --keep-tokens 100\n", run, truncate_flags, &RunTruncate);
+  CLI::App* truncate = AddAction(*command, "truncate",
+                                 "Keep only the end, or the beginning, of a session's history.",
+                                 "  kvist sessions truncate kitchen --keep-last 1000\n"
+                                 "  kvist sessions truncate kitchen --keep-first 100\n",
+                                 run, truncate_flags, &RunTruncate);
   truncate->add_option("id", truncate_flags->id, "the session")->required();
-  truncate->add_option("--keep-tokens", truncate_flags->keep_tokens, "how many")->required();
+  CLI::Option_group* const kept = truncate->add_option_group("kept");
+  kept->add_option("--keep-last", truncate_flags->keep_last,
+                   "tokens; the next turn computes them anew at their new positions");
+  kept->add_option("--keep-first", truncate_flags->keep_first, "tokens");
+  kept->require_option(1);
   const auto delete_flags = std::make_shared<SessionsFlags>();
   AddAction(*command, "delete", "Erase a session.", "  kvist sessions delete kitchen\n", run,
             delete_flags, &RunDelete)

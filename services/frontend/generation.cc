@@ -17,6 +17,7 @@
 #include "services/frontend/session_turn.h"
 #include "services/frontend/validate.h"
 #include "services/frontend/wire.h"
+#include "services/runtime/cache_params.h"
 
 namespace kvist::services {
 namespace {
@@ -104,7 +105,8 @@ class Generation {
         ValidatePromptLength(static_cast<int64_t>(prompt_ids_.size()), model_->limits()));
     const v1::WorkerGenerateRequest base = WorkerRequest();
     // The session's own wish was not seen by Check.
-    KVIST_RETURN_IF_ERROR(ValidateKvFormat(base.cache().kv_format(), model_->limits()));
+    KVIST_RETURN_IF_ERROR(ValidateCache(base.cache(), model_->limits()));
+    attention_ = SpanFromProto(base.cache().attention());
     FindKeysAndSession(base.cache());
     RelayRequest relay{.base = base,
                        .deadline = deadline_,
@@ -150,7 +152,7 @@ class Generation {
 
   void FindKeysAndSession(const v1::CacheParams& cache) {
     if (turn_ != nullptr) session_id_ = request_.session.value();
-    if (cache.kind() == v1::CacheParams::NONE) return;
+    if (cache.allocation() == v1::CacheParams::NONE) return;
     keys_ = KeysOf(prompt_ids_);
     if (turn_ != nullptr) return;
     MutexLock lock(state_.implicit_mutex);
@@ -161,7 +163,7 @@ class Generation {
   std::vector<cache_manager::BlockKey> KeysOf(const std::vector<int32_t>& ids) const {
     const cache_manager::KeyScope scope{
         .model_fingerprint = model_->fingerprint(),
-        .attention = "full",
+        .attention = cache_manager::AttentionText(attention_),
         .block_tokens = model_->block_tokens(),
         .tenant_salt = cache_manager::TenantSalt(state_.cluster_secret, principal_.tenant.value())};
     return cache_manager::KeysOf(cache_manager::RootKey(scope), ids, model_->block_tokens());
@@ -172,6 +174,7 @@ class Generation {
     return {.fingerprint = model_->fingerprint(),
             .kv_format =
                 cache.kv_format().empty() && !formats.empty() ? formats.front() : cache.kv_format(),
+            .attention = attention_,
             .block_tokens = model_->block_tokens(),
             .prompt_tokens = static_cast<int64_t>(prompt_ids_.size()),
             .keys = keys_};
@@ -289,6 +292,7 @@ class Generation {
   std::unique_ptr<SessionTurn> turn_;
   std::vector<int32_t> new_ids_;     // the prompt without the history
   std::vector<int32_t> prompt_ids_;  // with it
+  cache_manager::AttentionSpan attention_;
   std::vector<cache_manager::BlockKey> keys_;
   std::string session_id_;  // the turn's, or the implicit one
   bool implicit_ = false;

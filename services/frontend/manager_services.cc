@@ -3,8 +3,10 @@
 #include <optional>
 #include <utility>
 
+#include "cache_manager/limits.h"
 #include "common/base/status.h"
 #include "services/frontend/validate.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/status_map.h"
 
 namespace kvist::services {
@@ -33,6 +35,8 @@ grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
     valid = ValidateSessionTtl(
         request->has_ttl_seconds() ? std::optional<int64_t>(request->ttl_seconds()) : std::nullopt);
   }
+  // The context is the turns' to check: the session has no model yet.
+  if (valid.ok()) valid = ValidateCacheParams(request->cache(), cache_manager::kMaxWindowTokens);
   if (valid.ok()) valid = state_->directory.CheckKvFormat(request->cache().kv_format());
   if (!valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Create, *request, response);
@@ -60,9 +64,6 @@ grpc::Status SessionsProxy::Truncate(grpc::ServerContext* context,
                                      const v1::TruncateSessionRequest* request,
                                      v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
-  if (request->keep_tokens() < 0) {
-    return ToGrpc(InvalidField("keep_tokens", "must not be negative"), context);
-  }
   return Pass(state_, context, &SessionsStub::Truncate, *request, response);
 }
 

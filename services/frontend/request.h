@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "cache_manager/attention_span.h"
 #include "common/base/ids.h"
 
 namespace kvist::services {
@@ -57,9 +58,11 @@ struct StopChoice {
   bool ignore_model_stops = false;
 };
 
-// `kind` as on the wire: 0 unspecified, 1 paged, 2 none.
+// `allocation` as on the wire: 0 unspecified, 1 paged, 2 static, 3 none. What is not said is the
+// session's, or the server's default.
 struct CacheChoice {
-  int kind = 0;
+  int allocation = 0;
+  std::optional<cache_manager::AttentionSpan> attention;
   std::string kv_format;  // empty: the session's, or the worker's first
 };
 

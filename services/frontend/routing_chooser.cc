@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "services/runtime/cache_params.h"
 
 namespace kvist::services {
 
@@ -52,6 +53,7 @@ void RoutingChooser::Locate() {
     life.set_incarnation(incarnation);
   }
   const MonotonicTime asked_at = state_->clock.Now();
+  *request.mutable_attention() = ToProto(request_.attention);
   const auto response = state_->manager.Locate(request);
   if (!response.ok()) {  // the request goes on by what this frontend knows
     state_->cache_drift.PutBack(doubted);

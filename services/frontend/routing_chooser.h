@@ -19,6 +19,7 @@ class RoutingChooser final : public WorkerChooser {
   struct Request {
     std::string fingerprint;
     std::string kv_format;
+    cache_manager::AttentionSpan attention;
     int32_t block_tokens = 16;
     int64_t prompt_tokens = 0;
     std::vector<cache_manager::BlockKey> keys;  // of the prompt; empty: the cache is not used

@@ -6,9 +6,12 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cache_manager/limits.h"
 #include "common/base/status.h"
 #include "common/text/utf8.h"
 #include "services/frontend/limits.h"
+#include "services/frontend/wire.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
 
 namespace kvist::services {
@@ -16,7 +19,6 @@ namespace {
 
 constexpr int kFirstRole = 1;  // system
 constexpr int kLastRole = 3;   // assistant
-constexpr int kLastCacheKind = 2;
 
 // A float's allowed range. `low_open`: the lower end itself is not allowed.
 struct Range {
@@ -178,9 +180,8 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
   KVIST_RETURN_IF_ERROR(CheckPrompt(request.prompt));
   KVIST_RETURN_IF_ERROR(CheckSampling(request.sampling));
   KVIST_RETURN_IF_ERROR(CheckStop(request.stop));
-  if (request.cache.kind < 0 || request.cache.kind > kLastCacheKind) {
-    return InvalidField("cache.kind", "must be paged or none");
-  }
+  KVIST_RETURN_IF_ERROR(
+      ValidateCacheParams(ResolveCache(request.cache, {}), cache_manager::kMaxWindowTokens));
   return CheckInteger<int32_t>("priority", request.priority, -kMaxAbsolutePriority,
                                kMaxAbsolutePriority);
 }
@@ -196,7 +197,12 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
   }
   KVIST_RETURN_IF_ERROR(ValidateIds("stop.stop_ids", request.stop.stop_ids, model.vocab));
   KVIST_RETURN_IF_ERROR(CheckTopK(request.sampling, model.vocab));
-  return ValidateKvFormat(request.cache.kv_format, model);
+  return ValidateCache(ResolveCache(request.cache, {}), model);
+}
+
+absl::Status ValidateCache(const v1::CacheParams& cache, const ModelLimits& model) {
+  KVIST_RETURN_IF_ERROR(ValidateCacheParams(cache, model.context_tokens));
+  return ValidateKvFormat(cache.kv_format(), model);
 }
 
 absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& model) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/kvist/v1/types.pb.h"
 #include "services/frontend/request.h"
 
 namespace kvist::services {
@@ -28,11 +29,14 @@ absl::Status ValidateRequest(const InferenceRequest& request);
 // A model's own defaults, as data of another process: ranges, NaN, top_k within the vocabulary.
 // INVALID_ARGUMENT with the field named.
 absl::Status ValidateSamplingDefaults(const SamplingChoice& defaults, int64_t vocab);
-// What needs the model: ids and top_k within the vocabulary, the KV format served.
-// REQUIRES: ValidateRequest was OK.
+// What needs the model: ids and top_k within the vocabulary, the KV format served, the window
+// within the context. REQUIRES: ValidateRequest was OK.
 absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model);
 // Empty, or one that the model's workers have.
 absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& model);
+// A request's cache with what its session said: allocation and attention without contradiction,
+// the window within the context, the format served. INVALID_ARGUMENT with the field named.
+absl::Status ValidateCache(const v1::CacheParams& cache, const ModelLimits& model);
 // A prompt as ids, a session's history included: OUT_OF_RANGE (field "prompt") if it is empty or
 // leaves no room for one new token in the context.
 absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& model);

@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "services/frontend/limits.h"
+#include "services/runtime/cache_params.h"
 
 namespace kvist::services {
 namespace {
@@ -62,7 +63,11 @@ InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& p
   plain.session = SessionId(request.session_id());
   plain.sampling = FromWire(request.sampling());
   plain.stop = StopFromWire(request.stop());
-  plain.cache = {.kind = request.cache().kind(), .kv_format = request.cache().kv_format()};
+  plain.cache.allocation = request.cache().allocation();
+  if (request.cache().has_attention()) {
+    plain.cache.attention = SpanFromProto(request.cache().attention());
+  }
+  plain.cache.kv_format = request.cache().kv_format();
   plain.priority = request.priority();
   return plain;
 }
@@ -98,10 +103,13 @@ v1::StopParams ResolveStop(const StopChoice& stop, int64_t room_tokens) {
 
 v1::CacheParams ResolveCache(const CacheChoice& cache, const v1::CacheParams& of_session) {
   v1::CacheParams wire = of_session;
-  if (cache.kind != v1::CacheParams::KIND_UNSPECIFIED) {
-    wire.set_kind(static_cast<v1::CacheParams::Kind>(cache.kind));
+  if (cache.allocation != v1::CacheParams::ALLOCATION_UNSPECIFIED) {
+    wire.set_allocation(static_cast<v1::CacheParams::Allocation>(cache.allocation));
   }
-  if (wire.kind() == v1::CacheParams::KIND_UNSPECIFIED) wire.set_kind(v1::CacheParams::PAGED);
+  if (wire.allocation() == v1::CacheParams::ALLOCATION_UNSPECIFIED) {
+    wire.set_allocation(v1::CacheParams::PAGED);
+  }
+  if (cache.attention.has_value()) *wire.mutable_attention() = ToProto(*cache.attention);
   if (!cache.kv_format.empty()) wire.set_kv_format(cache.kv_format);
   return wire;
 }

@@ -38,6 +38,9 @@ inline constexpr size_t kFinishReasons =
     5;  // stop, length, cancelled, deadline, error: as worker::FinishReason
 inline constexpr std::array<const char*, kFinishReasons> kFinishReasonLabels = {
     "stop", "length", "cancelled", "deadline", "error"};
+inline constexpr size_t kAllocations = 3;  // as worker::Allocation
+inline constexpr std::array<const char*, kAllocations> kAllocationLabels = {"paged", "static",
+                                                                            "none"};
 inline constexpr size_t kEvictionCauses = 6;  // as cache_manager::EvictionCause
 
 // The frontend's. Thread-safe; REQUIRES: the registry outlives it.
@@ -72,6 +75,7 @@ struct WorkerMetrics {
   prometheus::Histogram& step_seconds;
   prometheus::Histogram& batch_tokens;
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;
+  std::array<prometheus::Counter*, kAllocations> cache_requests_total;
   std::array<prometheus::Counter*, kEvictionCauses> evictions_total;
   prometheus::Family<prometheus::Gauge>& blocks;  // labels: BlockLabels
   prometheus::Gauge& manager_connected;           // 1 while the stream to the manager is up

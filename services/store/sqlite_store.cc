@@ -30,29 +30,35 @@ constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr char kSchema[] = R"sql(
   CREATE TABLE sessions (
     id TEXT PRIMARY KEY NOT NULL, tenant TEXT NOT NULL, model TEXT NOT NULL,
-    cache_kind TEXT NOT NULL, kv_format TEXT NOT NULL, version INTEGER NOT NULL,
+    allocation TEXT NOT NULL, kv_format TEXT NOT NULL, version INTEGER NOT NULL,
     created_ms INTEGER NOT NULL, used_ms INTEGER NOT NULL, ttl_ms INTEGER NOT NULL,
     last_finish INTEGER NOT NULL, last_turn TEXT NOT NULL, turns INTEGER NOT NULL,
     last_answer_tokens INTEGER NOT NULL,
     open_turn TEXT NOT NULL, open_request_id TEXT NOT NULL, open_seed INTEGER NOT NULL,
     open_begun_ms INTEGER NOT NULL, open_expires_ms INTEGER NOT NULL, open_request BLOB NOT NULL,
+    window_tokens INTEGER NOT NULL, sink_tokens INTEGER NOT NULL,
     expires_ms INTEGER NOT NULL, history_tokens INTEGER NOT NULL,
     last_answer_text_bytes INTEGER NOT NULL DEFAULT -1) WITHOUT ROWID;
   CREATE INDEX sessions_by_expiry ON sessions (expires_ms);
   CREATE TABLE histories (id TEXT PRIMARY KEY NOT NULL, tokens BLOB NOT NULL);
 )sql";
 
-// A store of version 1 lacks one column; -1: all of the answer's text.
-constexpr char kFromVersion1[] =
-    "ALTER TABLE sessions ADD COLUMN last_answer_text_bytes INTEGER NOT NULL DEFAULT -1;";
+// A store of version 1 calls one column otherwise and lacks three; -1: all of the answer's text.
+constexpr char kFromVersion1[] = R"sql(
+  ALTER TABLE sessions RENAME COLUMN cache_kind TO allocation;
+  ALTER TABLE sessions ADD COLUMN window_tokens INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE sessions ADD COLUMN sink_tokens INTEGER NOT NULL DEFAULT 0;
+  ALTER TABLE sessions ADD COLUMN last_answer_text_bytes INTEGER NOT NULL DEFAULT -1;
+)sql";
 
 #define KVIST_COLUMNS                                                                             \
-  "id, tenant, model, cache_kind, kv_format, version, created_ms, used_ms, ttl_ms, last_finish, " \
+  "id, tenant, model, allocation, kv_format, version, created_ms, used_ms, ttl_ms, last_finish, " \
   "last_turn, turns, last_answer_tokens, open_turn, open_request_id, open_seed, open_begun_ms, "  \
-  "open_expires_ms, open_request, expires_ms, history_tokens, last_answer_text_bytes"
+  "open_expires_ms, open_request, window_tokens, sink_tokens, expires_ms, history_tokens, "       \
+  "last_answer_text_bytes"
 
-constexpr int kHistoryTokensColumn = 20;
-constexpr int kAnswerTextBytesColumn = 21;
+constexpr int kHistoryTokensColumn = 22;
+constexpr int kAnswerTextBytesColumn = 23;
 
 std::string_view BytesOf(std::span<const int32_t> tokens) {
   return {reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()};
@@ -67,14 +73,14 @@ int64_t ExpiryMs(const cm::SessionRecord& record) {
                                       : expiry;
 }
 
-// Binds all columns but history_tokens.
+// Binds all columns but history_tokens, the last.
 void BindSession(const StoredSession& session, SqliteStatement& statement) {
   const cm::SessionRecord& record = session.record;
   const cm::OpenTurn open = record.open_turn.value_or(cm::OpenTurn());
   statement.BindText(1, record.id.value());
   statement.BindText(2, record.tenant.value());
   statement.BindText(3, record.model);
-  statement.BindText(4, record.cache_kind);
+  statement.BindText(4, record.allocation);
   statement.BindText(5, record.kv_format);
   statement.Bind(6, static_cast<int64_t>(record.version));
   statement.Bind(7, record.created_wall_ms);
@@ -90,8 +96,10 @@ void BindSession(const StoredSession& session, SqliteStatement& statement) {
   statement.Bind(17, open.begun_wall_ms);
   statement.Bind(18, open.expires_wall_ms);
   statement.BindBlob(19, session.open_request);
-  statement.Bind(20, ExpiryMs(record));
-  statement.Bind(22, session.last_answer_text_bytes.value_or(-1));
+  statement.Bind(20, record.attention.window_tokens);
+  statement.Bind(21, record.attention.sink_tokens);
+  statement.Bind(22, ExpiryMs(record));
+  statement.Bind(24, session.last_answer_text_bytes.value_or(-1));
 }
 
 StoredSession ReadSession(const SqliteStatement& row) {
@@ -100,7 +108,7 @@ StoredSession ReadSession(const SqliteStatement& row) {
   record.id = SessionId(std::string(row.Bytes(0)));
   record.tenant = TenantId(std::string(row.Bytes(1)));
   record.model = std::string(row.Bytes(2));
-  record.cache_kind = std::string(row.Bytes(3));
+  record.allocation = std::string(row.Bytes(3));
   record.kv_format = std::string(row.Bytes(4));
   record.version = static_cast<uint64_t>(row.Int(5));
   record.created_wall_ms = row.Int(6);
@@ -118,6 +126,7 @@ StoredSession ReadSession(const SqliteStatement& row) {
                                     .expires_wall_ms = row.Int(17)};
   }
   session.open_request = std::string(row.Bytes(18));
+  record.attention = {.window_tokens = row.Int(19), .sink_tokens = row.Int(20)};
   const int64_t text_bytes = row.Int(kAnswerTextBytesColumn);
   if (text_bytes >= 0) session.last_answer_text_bytes = text_bytes;
   return session;
@@ -131,14 +140,15 @@ struct Statements {
   absl::Status Prepare(SqliteDatabase& database) {
     const std::pair<std::unique_ptr<SqliteStatement>*, const char*> all[] = {
         {&insert, "INSERT INTO sessions (" KVIST_COLUMNS ") VALUES "
-                  "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"},
+                  "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"},
         {&insert_history, "INSERT INTO histories (id, tokens) VALUES (?, ?)"},
         {&select, "SELECT " KVIST_COLUMNS " FROM sessions WHERE id = ?"},
         {&select_history, "SELECT tokens FROM histories WHERE id = ?"},
         {&select_version, "SELECT version FROM sessions WHERE id = ?"},
         {&update,
          "UPDATE sessions SET (" KVIST_COLUMNS ") = (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,"
-         "?13,?14,?15,?16,?17,?18,?19,?20,coalesce(?21,history_tokens),?22) WHERE id = ?1"},
+         "?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,coalesce(?23,history_tokens),?24) "
+         "WHERE id = ?1"},
         {&update_history, "UPDATE histories SET tokens = ?2 WHERE id = ?1"},
         {&erase, "DELETE FROM sessions WHERE id = ?"},
         {&erase_history, "DELETE FROM histories WHERE id = ?"},
@@ -261,7 +271,8 @@ absl::Status SqliteStore::Create(const StoredSession& session) {
           absl::StrCat("session '", session.record.id.value(), "' exists"));
     }
     BindSession(session, *statements_.insert);
-    statements_.insert->Bind(21, static_cast<int64_t>(session.record.token_ids.size()));
+    statements_.insert->Bind(kHistoryTokensColumn + 1,
+                             static_cast<int64_t>(session.record.token_ids.size()));
     KVIST_RETURN_IF_ERROR(statements_.insert->Run());
     statements_.insert_history->BindText(1, session.record.id.value());
     statements_.insert_history->BindBlob(2, BytesOf(session.record.token_ids));
@@ -321,7 +332,8 @@ absl::Status SqliteStore::Update(const StoredSession& session, uint64_t expected
     KVIST_RETURN_IF_ERROR(CheckVersion(session.record.id, expected_version));
     BindSession(session, *statements_.update);
     if (history == HistoryWrite::kReplace) {  // unbound, the column keeps its value
-      statements_.update->Bind(21, static_cast<int64_t>(session.record.token_ids.size()));
+      statements_.update->Bind(kHistoryTokensColumn + 1,
+                               static_cast<int64_t>(session.record.token_ids.size()));
     }
     KVIST_RETURN_IF_ERROR(statements_.update->Run());
     if (history == HistoryWrite::kKeep) return absl::OkStatus();

@@ -40,6 +40,10 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
   Raise(metrics_->prefix_cache_queries_total, last_.prefix_tokens_asked, stats.prefix_tokens_asked);
   Raise(metrics_->prefix_cache_hits_total, last_.prefix_tokens_hit, stats.prefix_tokens_hit);
   Raise(metrics_->num_preemptions_total, last_.preemptions, stats.preemptions);
+  static_assert(kAllocations == worker::kNumAllocations);
+  for (size_t i = 0; i < kAllocations; ++i) {
+    Raise(*metrics_->cache_requests_total[i], last_.requests[i], stats.requests[i]);
+  }
   if (stats.steps > last_.steps) {
     metrics_->step_seconds.Observe(stats.last_step_seconds);
     metrics_->batch_tokens.Observe(static_cast<double>(stats.last_batch_tokens));

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/text/limits.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
 #include "services/worker/limits.h"
 #include "worker/kv/layout.h"
@@ -82,19 +83,16 @@ absl::StatusOr<worker::StopOptions> ParseStop(const v1::StopParams& params,
   return options;
 }
 
-absl::StatusOr<worker::CacheOptions> ParseCache(const v1::CacheParams& params) {
+absl::StatusOr<worker::CacheOptions> ParseCache(const v1::CacheParams& params,
+                                                int64_t context_tokens) {
+  KVIST_RETURN_IF_ERROR(ValidateCacheParams(params, context_tokens));
   worker::CacheOptions options;
-  switch (params.kind()) {
-    case v1::CacheParams::KIND_UNSPECIFIED:
-    case v1::CacheParams::PAGED:
-      options.kind = worker::CacheKind::kPaged;
-      break;
-    case v1::CacheParams::NONE:
-      options.kind = worker::CacheKind::kNone;
-      break;
-    default:
-      return InvalidField("cache.kind", absl::StrCat("unknown value ", params.kind()));
+  if (params.allocation() == v1::CacheParams::STATIC) {
+    options.allocation = worker::Allocation::kStatic;
+  } else if (params.allocation() == v1::CacheParams::NONE) {
+    options.allocation = worker::Allocation::kNone;
   }
+  options.attention = SpanFromProto(params.attention());
   if (!params.kv_format().empty()) {
     auto format = worker::KvFormatFromName(params.kv_format());
     if (!format.ok()) {
@@ -121,7 +119,7 @@ absl::StatusOr<worker::GenerateRequest> ParseGenerateRequest(
   request.generated_ids.assign(message.generated_ids().begin(), message.generated_ids().end());
   KVIST_ASSIGN_OR_RETURN(request.sampling, ParseSampling(message.sampling()));
   KVIST_ASSIGN_OR_RETURN(request.stop, ParseStop(message.stop(), facts.model_stop_ids));
-  KVIST_ASSIGN_OR_RETURN(request.cache, ParseCache(message.cache()));
+  KVIST_ASSIGN_OR_RETURN(request.cache, ParseCache(message.cache(), facts.context_tokens));
   request.priority = message.priority();
   return request;
 }

@@ -125,22 +125,63 @@ TEST_F(BlockPoolTest, FindIsAUse) {
 
 TEST_F(BlockPoolTest, ReservationsTakeAtMostTheirShare) {
   Open(8);
-  absl::StatusOr<Reservation> four = pool_->Reserve(4);
+  EXPECT_EQ(pool_->MaxPromised(), 4);
+  absl::StatusOr<Reservation> four = pool_->Reserve({.blocks = 4});
   ASSERT_TRUE(four.ok());
-  EXPECT_EQ(pool_->Reserve(1).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(pool_->Reserve({.blocks = 1}).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(pool_->Available(), 4);
   BlockRef used = *pool_->Allocate(&*four);
   EXPECT_EQ(four->remaining(), 3);
   EXPECT_EQ(pool_->Available(), 4);
+  // What is held was promised too.
+  EXPECT_EQ(pool_->Reserve({.blocks = 1}).status().code(), absl::StatusCode::kResourceExhausted);
   *four = Reservation();
   EXPECT_EQ(pool_->Counts().reserved, 0);
   EXPECT_EQ(pool_->Available(), 7);
+  EXPECT_TRUE(pool_->Reserve({.blocks = 4}).ok());
+}
+
+TEST_F(BlockPoolTest, HeldBlocksAreNotSetAsideAgainAndSpareOnesStay) {
+  Open(8);
+  std::vector<BlockRef> held;
+  for (int i = 0; i < 3; ++i) held.push_back(Allocate());
+  EXPECT_FALSE(pool_->Reserve({.blocks = 4, .held = 2, .spare = 4}).ok());
+  absl::StatusOr<Reservation> promise = pool_->Reserve({.blocks = 4, .held = 2, .spare = 3});
+  ASSERT_TRUE(promise.ok());
+  EXPECT_EQ(promise->remaining(), 2);
+  EXPECT_EQ(pool_->Available(), 3);
+}
+
+TEST_F(BlockPoolTest, APromiseIsRefilledAsFarAsThereAreBlocks) {
+  Open(4);
+  const BlockKey key = Store(Root(), {{1, 1, 1, 1}})[0];
+  absl::StatusOr<Reservation> promise = pool_->Reserve({.blocks = 2});
+  ASSERT_TRUE(promise.ok());
+  std::vector<BlockRef> own;
+  own.push_back(*pool_->Allocate(&*promise));
+  own.push_back(*pool_->Allocate(&*promise));
+  BlockRef other = Allocate();
+  own.pop_back();
+  pool_->Refill(&*promise, 1);
+  EXPECT_EQ(promise->remaining(), 1);
+  EXPECT_TRUE(pool_->Contains(key));
+  own.pop_back();
+  BlockRef another = Allocate();
+  pool_->Refill(&*promise, 2);  // by eviction
+  EXPECT_EQ(promise->remaining(), 2);
+  EXPECT_FALSE(pool_->Contains(key));
+  BlockRef last = *pool_->Allocate(&*promise);
+  const BlockRef shared = last.Share();
+  last.Reset();
+  pool_->Refill(&*promise, 2);  // somebody else holds it
+  EXPECT_EQ(promise->remaining(), 1);
+  EXPECT_TRUE(pool_->CheckInvariants().ok()) << pool_->CheckInvariants();
 }
 
 TEST_F(BlockPoolTest, APromiseCannotBeBrokenByHits) {
   Open(2);
   const auto chain = Store(Root(), {{1, 1, 1, 1}, {2, 2, 2, 2}});
-  absl::StatusOr<Reservation> promise = pool_->Reserve(1);
+  absl::StatusOr<Reservation> promise = pool_->Reserve({.blocks = 1});
   ASSERT_TRUE(promise.ok());
   std::vector<BlockRef> hits;
   for (const BlockKey& key : chain) hits.push_back(pool_->Find(key));
@@ -296,7 +337,7 @@ class RandomPool {
     if (!reservations_.empty() && Below(2) == 0) from = &reservations_[Below(reservations_.size())];
     const bool promised = from != nullptr && from->remaining() > 0;
     absl::StatusOr<BlockRef> block = pool_.Allocate(from);
-    if (promised) naive_.Unreserve(1);
+    if (promised) naive_.TakeReserved();
     ASSERT_EQ(block.ok(), promised || naive_.MakeRoom());
     if (!block.ok()) return Drop(refs_.size() / 2 + 1);
     ASSERT_TRUE(naive_.Allocated(block->index()));
@@ -384,13 +425,22 @@ class RandomPool {
   }
   void Reserve() {
     if (reservations_.size() == 4) return DropReservation();
-    const int blocks = static_cast<int>(Below(4));
-    absl::StatusOr<Reservation> reservation = pool_.Reserve(blocks);
-    ASSERT_EQ(reservation.ok(), naive_.Reserve(blocks, pool_.options().num_blocks / 2));
+    if (!reservations_.empty() && Below(2) == 0) return Refill();
+    ReservationRequest request{.blocks = static_cast<int32_t>(Below(4)),
+                               .spare = static_cast<int32_t>(Below(3))};
+    request.held = static_cast<int32_t>(Below(static_cast<size_t>(request.blocks) + 1));
+    absl::StatusOr<Reservation> reservation = pool_.Reserve(request);
+    ASSERT_EQ(reservation.ok(), naive_.Reserve(request, pool_.options().num_blocks / 2));
     if (reservation.ok()) reservations_.push_back(*std::move(reservation));
   }
+  void Refill() {
+    Reservation& reservation = reservations_[Below(reservations_.size())];
+    const int32_t before = reservation.remaining();
+    pool_.Refill(&reservation, reservation.promised());
+    ASSERT_EQ(reservation.remaining() - before, naive_.Refill(reservation.promised() - before));
+  }
   void DropReservation() {
-    naive_.Unreserve(reservations_.back().remaining());
+    naive_.EndPromise(reservations_.back().promised(), reservations_.back().remaining());
     reservations_.pop_back();
   }
   void EvictOne() {

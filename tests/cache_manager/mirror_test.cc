@@ -90,10 +90,14 @@ class ClusterTest : public testing::Test {
     }
     return entry;
   }
-  std::vector<WorkerMatch> Locate(const std::vector<BlockKey>& keys) {
-    auto matches = index_.Locate(
-        {.model_fingerprint = "model", .format = "f16", .block_tokens = kBlockTokens, .keys = keys},
-        kNow);
+  std::vector<WorkerMatch> Locate(const std::vector<BlockKey>& keys,
+                                  const AttentionSpan& attention = {}) {
+    auto matches = index_.Locate({.model_fingerprint = "model",
+                                  .attention = attention,
+                                  .format = "f16",
+                                  .block_tokens = kBlockTokens,
+                                  .keys = keys},
+                                 kNow);
     EXPECT_TRUE(matches.ok());
     return *std::move(matches);
   }
@@ -145,6 +149,25 @@ TEST_F(ClusterTest, AHoleInTheWindowLeavesTheShorterPrefix) {
   ASSERT_TRUE(worker.pools()[0]->Evict(keys[7], EvictionCause::kCommand));
   Mirror(worker);
   EXPECT_EQ(Locate(keys)[0].matched_tokens, 5 * kBlockTokens);
+}
+
+TEST_F(ClusterTest, ASequencesOwnWindowNeedsItsSinksAndLastBlocks) {
+  SimulatedWorker worker({});
+  const auto keys = KeysOf(worker.Root(), Tokens(8), kBlockTokens);
+  worker.Hold(SessionId("s"), TenantId("t"), Tokens(8));
+  constexpr AttentionSpan kSpan{.window_tokens = 2 * kBlockTokens, .sink_tokens = 1};
+  WorkerEntry& entry = Mirror(worker);
+  const auto evict = [&](size_t block) {
+    const BlockEvicted event{0, keys[block], Tier::kDevice, EvictionCause::kCapacity};
+    ASSERT_TRUE(entry.mirror->Apply(event, ApplyMode::kInOrder).ok());
+  };
+  evict(2);
+  EXPECT_EQ(Locate(keys)[0].matched_tokens, 2 * kBlockTokens);
+  EXPECT_EQ(Locate(keys, kSpan)[0].matched_tokens, 8 * kBlockTokens);
+  evict(6);
+  EXPECT_EQ(Locate(keys, kSpan)[0].matched_tokens, 6 * kBlockTokens);
+  evict(0);
+  EXPECT_EQ(Locate(keys, kSpan)[0].matched_tokens, 0u);
 }
 
 TEST_F(ClusterTest, LocateLeavesOutOtherModelsFormatsAndLostWorkers) {

@@ -65,15 +65,25 @@ class NaivePool {
     Evict(Victim());
     return true;
   }
-  bool Reserve(int blocks, int max_reserved) {
-    if (reserved_ + blocks > max_reserved || blocks > free() + cached()) return false;
-    for (int i = 0; i < blocks; ++i) {
-      MakeRoom();
-      ++reserved_;
-    }
+  bool Reserve(const ReservationRequest& request, int max_promised) {
+    const int more = request.blocks - request.held;
+    if (promised_ + request.blocks > max_promised) return false;
+    if (more + request.spare > free() + cached()) return false;
+    promised_ += request.blocks;
+    Refill(more);
     return true;
   }
-  void Unreserve(int blocks) { reserved_ -= blocks; }
+  // Returns how many of `blocks` were there.
+  int Refill(int blocks) {
+    int taken = 0;
+    while (taken < blocks && MakeRoom()) ++taken, ++reserved_;
+    return taken;
+  }
+  void TakeReserved() { --reserved_; }
+  void EndPromise(int promised, int remaining) {
+    promised_ -= promised;
+    reserved_ -= remaining;
+  }
   // False if the real pool took a block that was not to be had.
   bool Allocated(BlockIndex index) {
     const bool fresh = !blocks_.contains(index) && index >= 0 && index < num_blocks_;
@@ -130,6 +140,7 @@ class NaivePool {
   std::map<BlockIndex, NaiveBlock> blocks_;
   std::vector<BlockKey> evicted_;
   int reserved_ = 0;
+  int promised_ = 0;
   uint64_t uses_ = 0;
 };
 

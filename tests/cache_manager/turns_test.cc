@@ -99,11 +99,25 @@ TEST(TurnsTest, BadArgumentsAreNamed) {
 
 TEST(TurnsTest, TruncateNeedsAClosedSession) {
   SessionRecord record = Session();
-  EXPECT_EQ(TruncateSession(3, kNow, record).code(), absl::StatusCode::kOutOfRange);
-  ASSERT_TRUE(TruncateSession(1, kNow, record).ok());
+  EXPECT_EQ(TruncateSession({.tokens = 3}, kNow, record).code(), absl::StatusCode::kOutOfRange);
+  ASSERT_TRUE(TruncateSession({.tokens = 1}, kNow, record).ok());
   EXPECT_EQ(record.token_ids.size(), 1u);
   ASSERT_TRUE(BeginTurn(Begin("a"), kNow, record).ok());
-  EXPECT_EQ(TruncateSession(0, kNow, record).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(TruncateSession({.tokens = 0}, kNow, record).code(), absl::StatusCode::kAborted);
+}
+
+TEST(TurnsTest, TruncateKeepsTheLastOrTheFirstTokens) {
+  using Kept = TruncateSessionRequest::Kept;
+  SessionRecord record = Session();
+  record.token_ids = {1, 2, 3, 4, 5};
+  const uint64_t version = record.version;
+  ASSERT_TRUE(TruncateSession({.kept = Kept::kLast, .tokens = 4}, kNow, record).ok());
+  EXPECT_EQ(record.token_ids, (std::vector<int32_t>{2, 3, 4, 5}));
+  ASSERT_TRUE(TruncateSession({.kept = Kept::kFirst, .tokens = 2}, kNow, record).ok());
+  EXPECT_EQ(record.token_ids, (std::vector<int32_t>{2, 3}));
+  ASSERT_TRUE(TruncateSession({.kept = Kept::kLast, .tokens = 0}, kNow, record).ok());
+  EXPECT_TRUE(record.token_ids.empty());
+  EXPECT_EQ(record.version, version + 3);
 }
 
 TEST(TurnsTest, ExpiryCountsFromTheLastUseAndSparesOpenTurns) {

@@ -103,7 +103,7 @@ TEST_F(ProcessesTest, ManagerKilledAndStartedAgainDuringAGeneration) {
 
   // Recomputing everything for every token makes it long enough.
   v1::GenerateRequest slow = Request("s", 180);
-  slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  slow.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   Background stream(Connect(), slow);
   const bool begun = stream.WaitForTokens(3);
   manager_.process->Kill(SIGKILL);
@@ -142,7 +142,7 @@ TEST_F(ProcessesTest, FrontendKilledAndTheTurnResumedAtAnother) {
   ASSERT_TRUE(client_->Generate(request, {}, &alone).ok());
 
   request.set_session_id("s");
-  request.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  request.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   Background stream(Connect(), request);
   const bool begun = stream.WaitForTokens(6);
   frontend_.process->Kill(SIGKILL);
@@ -176,7 +176,7 @@ TEST_F(ProcessesTest, WorkerKilledAndStartedAgainTakesTheRequestUpAgain) {
   Generated alone;
   ASSERT_TRUE(client_->Generate(Request("", 150), {}, &alone).ok());
   v1::GenerateRequest slow = Request("", 150);
-  slow.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  slow.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   Background stream(Connect(), slow);
   const bool begun = stream.WaitForTokens(3);
   worker_.process->Kill(SIGKILL);

@@ -12,6 +12,11 @@
 namespace kvist::services {
 namespace {
 
+class SmallPoolTest : public RolesTest {
+ protected:
+  SmallPoolTest() : RolesTest({.num_blocks = 100}) {}
+};
+
 TEST_F(RolesTest, TokensRiseByOneAndTheEndTellsWhy) {
   Generated generated;
   ASSERT_TRUE(Generate(IdsRequest(RandomIds(20, 1), 30), &generated).ok());
@@ -43,7 +48,7 @@ TEST_F(RolesTest, SecondTurnSendsOnlyNewTokensAndFindsTheFirstOnesCached) {
   all.insert(all.end(), more.begin(), more.end());
   Generated whole;
   v1::GenerateRequest request = IdsRequest(all, 5);
-  request.mutable_cache()->set_kind(v1::CacheParams::NONE);
+  request.mutable_cache()->set_allocation(v1::CacheParams::NONE);
   ASSERT_TRUE(Generate(request, &whole).ok());
   EXPECT_EQ(IdsOf(whole), IdsOf(second));
   EXPECT_EQ(whole.finished.usage().cached_tokens(), 0);
@@ -288,6 +293,72 @@ TEST_F(GreedyByDefaultTest, ChatsAreSampledAsTheModelsFileSaysUnlessTheRequestDo
   EXPECT_EQ(ids_of(1), ids_of(2));
   request.mutable_sampling()->set_temperature(1.0f);
   EXPECT_NE(ids_of(1), ids_of(2));
+}
+
+TEST_F(RolesTest, ASessionsCacheHoldsForItsTurnsUnlessTheySayAnother) {
+  v1::CreateSessionRequest create;
+  create.set_id("s");
+  create.mutable_cache()->mutable_attention()->set_window_tokens(32);
+  create.mutable_cache()->mutable_attention()->set_sink_tokens(4);
+  ASSERT_TRUE(client_->CreateSession(create).ok());
+  const v1::GenerateRequest plain = IdsRequest(RandomIds(80, 1), 20);
+  v1::GenerateRequest windowed = plain;
+  *windowed.mutable_cache() = create.cache();
+  v1::GenerateRequest full = InSession(plain, "s");
+  full.mutable_cache()->mutable_attention()->set_window_tokens(0);
+  Generated in_session, by_request, everything, over_session;
+  ASSERT_TRUE(Generate(InSession(plain, "s"), &in_session).ok());
+  ASSERT_TRUE(Generate(windowed, &by_request).ok());
+  EXPECT_EQ(IdsOf(in_session), IdsOf(by_request));
+  EXPECT_GT(by_request.finished.usage().cached_tokens(), 64);
+  ASSERT_TRUE(Generate(plain, &everything).ok());
+  EXPECT_NE(IdsOf(everything), IdsOf(by_request));
+  EXPECT_EQ(everything.finished.usage().cached_tokens(), 0);  // other spans share nothing
+  v1::ResetSessionRequest reset;
+  reset.set_id("s");
+  ASSERT_TRUE(client_->ResetSession(reset).ok());
+  ASSERT_TRUE(Generate(full, &over_session).ok());
+  EXPECT_EQ(IdsOf(over_session), IdsOf(everything));
+}
+
+TEST_F(SmallPoolTest, AStaticRequestIsServedOrToldWhatCanBePromised) {
+  v1::GenerateRequest request = IdsRequest(RandomIds(20, 1), 40);
+  Generated paged, promised;
+  ASSERT_TRUE(Generate(request, &paged).ok());
+  request.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
+  ASSERT_TRUE(Generate(request, &promised).ok());
+  EXPECT_EQ(IdsOf(promised), IdsOf(paged));
+  request = IdsRequest(RandomIds(900, 1), 100);
+  request.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
+  const absl::Status status = Generate(request, &promised);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange) << status;
+  EXPECT_EQ(DetailsOf(status).field, "cache.allocation");
+  EXPECT_NE(status.message().find("800 can be promised"), absl::string_view::npos) << status;
+}
+
+TEST_F(RolesTest, TheTurnAfterATruncationGoesOnFromTheKeptTokens) {
+  CreateSession("s");
+  Generated first;
+  ASSERT_TRUE(Generate(InSession(IdsRequest(RandomIds(40, 1), 24), "s"), &first).ok());
+  v1::TruncateSessionRequest cut;
+  cut.set_id("s");
+  cut.set_keep_last_tokens(30);
+  const auto session = client_->TruncateSession(cut);
+  ASSERT_TRUE(session.ok()) << session.status();
+  EXPECT_EQ(session->history_tokens(), 30);
+  Generated second;
+  ASSERT_TRUE(Generate(InSession(IdsRequest(RandomIds(7, 2), 10), "s"), &second).ok());
+  EXPECT_EQ(second.finished.usage().prompt_tokens(), 30 + 7);
+  EXPECT_EQ(second.finished.usage().cached_tokens(), 0);  // other positions, other KV
+  std::vector<int32_t> kept = RandomIds(40, 1);
+  for (const int32_t id : IdsOf(first)) kept.push_back(id);
+  kept.erase(kept.begin(), kept.end() - 30);
+  for (const int32_t id : RandomIds(7, 2)) kept.push_back(id);
+  Generated fresh;
+  v1::GenerateRequest request = IdsRequest(kept, 10);
+  request.mutable_cache()->set_allocation(v1::CacheParams::NONE);
+  ASSERT_TRUE(Generate(request, &fresh).ok());
+  EXPECT_EQ(IdsOf(second), IdsOf(fresh));
 }
 
 TEST_F(RolesTest, ChatTurnsOfASessionAreOneConversation) {

@@ -12,6 +12,8 @@
 namespace kvist::worker {
 namespace {
 
+using cache_manager::AttentionSpan;
+
 uint64_t Chain(uint64_t hash, uint64_t value) {
   return Mix64(hash * 0x9E3779B97F4A7C15ULL + value + 1);
 }
@@ -23,15 +25,17 @@ uint64_t SlotValue(int32_t token, int64_t position, KvFormat format, uint64_t se
   return Chain(hash, seen);
 }
 
-int64_t FirstSeen(int64_t window, int64_t position) {
-  return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
+int64_t FirstSeen(const AttentionSpan& span, int64_t position) {
+  return span.window_tokens == 0 ? 0 : std::max<int64_t>(0, position - span.window_tokens + 1);
 }
 
 // read(p) gives the slot of position p.
 template <typename Read>
-uint64_t SeenHash(int64_t window, int64_t position, Read read) {
+uint64_t SeenHash(const AttentionSpan& span, int64_t position, Read read) {
   uint64_t seen = 0;
-  for (int64_t p = FirstSeen(window, position); p < position; ++p) seen = Chain(seen, read(p));
+  for (int64_t p = 0; p < position; ++p) {
+    if (p < span.sink_tokens || p >= FirstSeen(span, position)) seen = Chain(seen, read(p));
+  }
   return seen;
 }
 
@@ -44,15 +48,17 @@ void FillLogits(uint64_t hash, const HashBackendOptions& options, float* out) {
 
 }  // namespace
 
-HashSequence::HashSequence(const HashBackendOptions& options, KvFormat format)
-    : options_(options), format_(format), slots_(options.windows.size()) {}
+HashSequence::HashSequence(const HashBackendOptions& options, KvFormat format,
+                           const AttentionSpan& attention)
+    : options_(options), format_(format), attention_(attention), slots_(options.windows.size()) {}
 
 void HashSequence::Append(int32_t token) {
   for (size_t g = 0; g < slots_.size(); ++g) {
     std::vector<uint64_t>& slots = slots_[g];
     const int64_t position = static_cast<int64_t>(slots.size());
-    const uint64_t seen = SeenHash(options_.windows[g], position,
-                                   [&](int64_t p) { return slots[static_cast<size_t>(p)]; });
+    const AttentionSpan span = cache_manager::SpanInLayers(options_.windows[g], attention_);
+    const uint64_t seen =
+        SeenHash(span, position, [&](int64_t p) { return slots[static_cast<size_t>(p)]; });
     slots.push_back(SlotValue(token, position, format_, seen));
   }
 }
@@ -123,8 +129,13 @@ absl::Status HashBackend::CheckSlice(const SequenceSlice& slice) const {
     if (static_cast<int64_t>(table.size()) < CeilDiv<int64_t>(end, options_.block_tokens)) {
       return absl::InternalError("hash backend: a table is too short");
     }
-    const int64_t first = FirstSeen(options_.windows[g], slice.first_position);
-    for (size_t b = static_cast<size_t>(first / options_.block_tokens); b < table.size(); ++b) {
+    const AttentionSpan span = cache_manager::SpanInLayers(options_.windows[g], slice.attention);
+    const auto block_of = [&](int64_t position) {
+      return static_cast<size_t>(position / options_.block_tokens);
+    };
+    const size_t first = block_of(FirstSeen(span, slice.first_position));
+    for (size_t b = 0; b < table.size(); ++b) {
+      if (b < first && (span.sink_tokens == 0 || b > block_of(span.sink_tokens - 1))) continue;
       if (table[b] < 0 || table[b] >= options_.num_blocks) {
         return absl::InternalError("hash backend: a block in sight is not there");
       }
@@ -171,8 +182,9 @@ absl::StatusOr<Logits> HashBackend::Run(const Batch& batch) {
       uint64_t hash = 0;
       for (size_t g = 0; g < options_.windows.size(); ++g) {
         const std::span<const int32_t> table = slice.block_tables[g];
-        const uint64_t seen = SeenHash(options_.windows[g], position,
-                                       [&](int64_t p) { return *Slot(first_pool + g, table, p); });
+        const uint64_t seen =
+            SeenHash(cache_manager::SpanInLayers(options_.windows[g], slice.attention), position,
+                     [&](int64_t p) { return *Slot(first_pool + g, table, p); });
         uint64_t* slot = Slot(first_pool + g, table, position);
         *slot = SlotValue(slice.tokens[i], position, slice.kv_format, seen);
         hash = Chain(hash, *slot);

@@ -42,7 +42,8 @@ struct HashBackendControl {
 // Single-threaded.
 class HashSequence {
  public:
-  HashSequence(const HashBackendOptions& options, KvFormat format);
+  HashSequence(const HashBackendOptions& options, KvFormat format,
+               const cache_manager::AttentionSpan& attention);
   void Append(int32_t token);
   // Of the token after those appended. REQUIRES: at least one was.
   std::vector<float> Logits() const;
@@ -50,6 +51,7 @@ class HashSequence {
  private:
   HashBackendOptions options_;
   KvFormat format_;
+  cache_manager::AttentionSpan attention_;
   std::vector<std::vector<uint64_t>> slots_;  // by layer group and position
 };
 

@@ -34,7 +34,8 @@ std::vector<int32_t> ByDefinition(const HashBackendOptions& options,
   Sampler sampler(options.vocab);
   TokenCounts counts;
   counts.AddPrompt(request.prompt_ids);
-  HashSequence sequence(options, request.cache.kv_format.value_or(KvFormat::kF16));
+  HashSequence sequence(options, request.cache.kv_format.value_or(KvFormat::kF16),
+                        request.cache.attention);
   for (const int32_t id : request.prompt_ids) sequence.Append(id);
   const std::vector<int32_t>& stops = request.stop.stop_ids;
   const std::vector<int32_t> none;

@@ -18,7 +18,7 @@ std::string Numbered(std::string prefix, int number);
 // A greedy request with that prompt.
 GenerateRequest RequestOf(const std::string& id, std::vector<int32_t> prompt, int64_t max_new);
 // What the model answers, token after token, without engine, blocks or batches. The request's own
-// format, or f16.
+// span and format, or f16.
 std::vector<int32_t> ByDefinition(const HashBackendOptions& options,
                                   const GenerateRequest& request);
 

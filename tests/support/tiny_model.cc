@@ -70,8 +70,9 @@ void BlockSource::GiveBack(int32_t pool, int32_t block) {
   free_[static_cast<size_t>(pool)].push_back(block);
 }
 
-TestSequence::TestSequence(Backend& backend, BlockSource& blocks, worker::KvFormat format)
-    : backend_(backend), blocks_(blocks), format_(format) {
+TestSequence::TestSequence(Backend& backend, BlockSource& blocks, worker::KvFormat format,
+                           const cache_manager::AttentionSpan& attention)
+    : backend_(backend), blocks_(blocks), format_(format), attention_(attention) {
   const std::vector<worker::PoolSpec>& specs = backend.pools();
   tables_.resize(backend.model().groups.size());
   for (size_t group = 0; group < tables_.size(); ++group) {
@@ -96,14 +97,16 @@ worker::SequenceSlice TestSequence::Append(std::span<const int32_t> tokens, int6
   worker::SequenceSlice slice{.tokens = tokens,
                               .first_position = position_,
                               .kv_format = format_,
+                              .attention = attention_,
                               .block_tables = {},
                               .logits_from = count - logit_rows};
   for (size_t group = 0; group < tables_.size(); ++group) {
     const int64_t block_tokens = backend_.pools()[static_cast<size_t>(pools_[group])].block_tokens;
-    const int64_t window = backend_.model().groups[group].window;
+    const auto [window, sinks] =
+        cache_manager::SpanInLayers(backend_.model().groups[group].window, attention_);
     std::vector<int32_t>& table = tables_[group];
     const int64_t first_seen = window == 0 ? 0 : std::max<int64_t>(0, position_ - window + 1);
-    for (int64_t block = 0; block < first_seen / block_tokens; ++block) {
+    for (int64_t block = CeilDiv(sinks, block_tokens); block < first_seen / block_tokens; ++block) {
       int32_t& physical = table[static_cast<size_t>(block)];
       if (physical >= 0) blocks_.GiveBack(pools_[group], std::exchange(physical, -1));
     }

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cache_manager/attention_span.h"
 #include "worker/backend/backend.h"
 #include "worker/backend/cpu_backend.h"
 
@@ -45,14 +46,15 @@ class BlockSource {
 // at the end. Single-threaded; backend and source outlive it.
 class TestSequence {
  public:
-  TestSequence(worker::Backend& backend, BlockSource& blocks, worker::KvFormat format);
+  TestSequence(worker::Backend& backend, BlockSource& blocks, worker::KvFormat format,
+               const cache_manager::AttentionSpan& attention = {});
   TestSequence(const TestSequence&) = delete;
   TestSequence& operator=(const TestSequence&) = delete;
   ~TestSequence();
 
   int64_t position() const { return position_; }
   // The slice that appends `tokens` (which outlive the step), with logits for the last
-  // `logit_rows`. Blocks that every coming query's window has passed are given up.
+  // `logit_rows`. Blocks that no coming query sees are given up.
   worker::SequenceSlice Append(std::span<const int32_t> tokens, int64_t logit_rows);
   // Appends and runs alone: logits [logit_rows][vocab] of the last tokens.
   std::vector<std::vector<float>> Run(std::span<const int32_t> tokens, int64_t logit_rows);
@@ -61,6 +63,7 @@ class TestSequence {
   worker::Backend& backend_;
   BlockSource& blocks_;
   const worker::KvFormat format_;
+  const cache_manager::AttentionSpan attention_;
   std::vector<int32_t> pools_;                // per group
   std::vector<std::vector<int32_t>> tables_;  // per group
   int64_t position_ = 0;

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "cache_manager/attention_span.h"
 #include "worker/kernels/kernel_table.h"
 
 namespace kvist::worker {
@@ -16,8 +17,9 @@ struct SequenceSlice {
   std::span<const int32_t> tokens;  // [n] ids, n >= 1
   int64_t first_position = 0;       // absolute position of tokens[0]
   KvFormat kv_format = KvFormat::kF16;
+  cache_manager::AttentionSpan attention;  // in layers without a window: SpanInLayers
   // Per layer group: the physical block of each logical block that covers positions [0,
-  // first_position + n). -1 where the group's window has passed and the block was given up.
+  // first_position + n). -1 where the window has passed and the block was given up.
   std::vector<std::span<const int32_t>> block_tables;
   int64_t logits_from = 0;  // logits wanted for tokens[logits_from, n); n: none
 };

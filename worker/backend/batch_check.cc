@@ -20,17 +20,20 @@ const PoolSpec* FindPool(const std::vector<PoolSpec>& pools, size_t group, KvFor
   return nullptr;
 }
 
-absl::Status CheckTable(size_t index, const SequenceSlice& slice, int64_t end,
-                        const LayerGroup& group, const PoolSpec& pool,
-                        std::span<const int32_t> table) {
+absl::Status CheckTable(size_t index, const SequenceSlice& slice, const LayerGroup& group,
+                        const PoolSpec& pool, std::span<const int32_t> table) {
+  const int64_t end = slice.first_position + static_cast<int64_t>(slice.tokens.size());
   const int64_t needed = CeilDiv<int64_t>(end, pool.block_tokens);
   if (static_cast<int64_t>(table.size()) < needed) {
     return SliceError(index, absl::StrCat("a block table has ", table.size(), " blocks, ", needed,
                                           " are needed"));
   }
+  const auto [window, sinks] = cache_manager::SpanInLayers(group.window, slice.attention);
   const int64_t first_seen =
-      group.window == 0 ? 0 : std::max<int64_t>(0, slice.first_position - group.window + 1);
-  for (int64_t block = first_seen / pool.block_tokens; block < needed; ++block) {
+      window == 0 ? 0 : std::max<int64_t>(0, slice.first_position - window + 1);
+  const int64_t sink_blocks = CeilDiv<int64_t>(sinks, pool.block_tokens);
+  for (int64_t block = 0; block < needed; ++block) {
+    if (block >= sink_blocks && block < first_seen / pool.block_tokens) continue;
     const int32_t physical = table[static_cast<size_t>(block)];
     if (physical < 0 || physical >= pool.num_blocks) {
       return SliceError(index, absl::StrCat("block ", block, " of a table is ", physical,
@@ -78,6 +81,10 @@ absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLim
     return SliceError(index,
                       absl::StrCat("logits_from is ", slice.logits_from, " of ", count, " tokens"));
   }
+  if (auto span = cache_manager::ValidateAttention(slice.attention, limits.context_tokens);
+      !span.ok()) {
+    return SliceError(index, std::string(span.message()));
+  }
   if (slice.block_tables.size() != groups.size()) {
     return SliceError(index, absl::StrCat(slice.block_tables.size(), " block tables for ",
                                           groups.size(), " layer groups"));
@@ -88,10 +95,9 @@ absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLim
       return SliceError(
           index, absl::StrCat("KV format ", static_cast<int>(slice.kv_format), " is not served"));
     }
-    const int64_t end = slice.first_position + count;
     const std::span<const int32_t> table = slice.block_tables[group];
-    KVIST_RETURN_IF_ERROR(CheckTable(index, slice, end, groups[group], *pool, table));
-    KVIST_RETURN_IF_ERROR(CheckWrites(index, slice, end, *pool,
+    KVIST_RETURN_IF_ERROR(CheckTable(index, slice, groups[group], *pool, table));
+    KVIST_RETURN_IF_ERROR(CheckWrites(index, slice, slice.first_position + count, *pool,
                                       static_cast<size_t>(pool - pools.data()), table, writers));
   }
   return absl::OkStatus();

@@ -42,10 +42,11 @@ class BlockWriters {
 };
 
 // INTERNAL naming the slice and what is wrong with it: tokens outside the vocabulary, positions
-// beyond the context, a format that is not served, block tables too short, or with an index outside
-// the pool where a position that a query sees or writes lies; a block that two slices (both are
-// named) or one slice twice would write; too many tokens or rows of logits in all. O(tokens +
-// blocks seen); does not allocate unless it fails. REQUIRES: `writers` is of these pools.
+// beyond the context, a span of attention that contradicts itself, a format that is not served,
+// block tables too short, or with an index outside the pool where a position that a query sees or
+// writes lies; a block that two slices (both are named) or one slice twice would write; too many
+// tokens or rows of logits in all. O(tokens + blocks seen); does not allocate unless it fails.
+// REQUIRES: `writers` is of these pools.
 absl::Status CheckBatch(const Batch& batch, const BatchLimits& limits,
                         const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools,
                         BlockWriters& writers);

@@ -310,7 +310,9 @@ void Transformer::Attend(const Item& stage_item) {
   const int64_t row = segment.row + item.begin;
   const int64_t head_offset = item.first_head * config.head_dim;
   const int64_t kv_head = item.first_head / config.query_heads_per_kv_head();
-  const bool windowed = config.windowed[static_cast<size_t>(stage_item.layer)];
+  const auto [window, sinks] = cache_manager::SpanInLayers(
+      config.windowed[static_cast<size_t>(stage_item.layer)] ? config.window : 0,
+      segment.slice->attention);
   const int64_t state = config.head_dim + 2;
   const int64_t partial =
       segment.first_partial + (item.split * config.heads + item.first_head) * state;
@@ -320,7 +322,8 @@ void Transformer::Attend(const Item& stage_item) {
        .heads = item.heads,
        .queries = item.count,
        .first_position = segment.first_position() + item.begin,
-       .window = windowed ? config.window : 0,
+       .window = window,
+       .sinks = sinks,
        .scale = config.attention_scale,
        .q = qkv_.data() + row * qkv_stride_ + head_offset,
        .q_stride = qkv_stride_,

@@ -41,7 +41,8 @@ struct EngineStats {
   uint64_t prefix_tokens_asked = 0;
   uint64_t prefix_tokens_hit = 0;
   uint64_t preemptions = 0;
-  uint64_t finished[5] = {};  // by FinishReason
+  uint64_t finished[5] = {};                // by FinishReason
+  uint64_t requests[kNumAllocations] = {};  // taken in, by Allocation
   int64_t running = 0;
   int64_t waiting = 0;
   int64_t last_batch_tokens = 0;

@@ -25,6 +25,9 @@ Scheduler::Options SchedulerOptions(const EngineOptions& options, const Backend&
 }
 
 LiveRequest& LiveOf(Sequence& sequence) { return static_cast<LiveRequest&>(sequence); }
+const LiveRequest& LiveOf(const Sequence& sequence) {
+  return static_cast<const LiveRequest&>(sequence);
+}
 
 }  // namespace
 
@@ -71,7 +74,7 @@ void EngineCore::MakePools() {
     };
     formats_.push_back(std::make_unique<FormatCache>(FormatCache{
         KvCache(specs[first].format, std::move(cache_groups), copy), std::move(numbers)}));
-    limits_.formats.push_back({specs[first].format, formats_.back()->cache.CapacityTokens()});
+    limits_.formats.push_back(&formats_.back()->cache);
   }
 }
 
@@ -82,18 +85,20 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
     if (candidate->cache.format() == request.cache.kv_format) format = candidate.get();
   }
   KVIST_CHECK(format != nullptr && !live_.contains(request.id));
-  const cache_manager::BlockKey root =
-      cache_manager::RootKey({.model_fingerprint = backend_->model().fingerprint,
-                              .attention = "full",
-                              .block_tokens = format->cache.block_tokens(),
-                              .tenant_salt = request.tenant_salt});
+  const CacheOptions& cache = request.cache;
   const size_t max_tokens =
       request.prompt_ids.size() + static_cast<size_t>(request.stop.max_new_tokens);
-  const Sharing sharing =
-      request.cache.kind == CacheKind::kNone ? Sharing::kScratch : Sharing::kShared;
-  auto owned = std::make_unique<LiveRequest>(
-      std::move(request), std::move(sink), format,
-      SequenceBlocks(&format->cache, root, sharing, static_cast<int64_t>(max_tokens)));
+  const SequenceBlocksOptions blocks{
+      .root = cache_manager::RootKey({.model_fingerprint = backend_->model().fingerprint,
+                                      .attention = cache_manager::AttentionText(cache.attention),
+                                      .block_tokens = format->cache.block_tokens(),
+                                      .tenant_salt = request.tenant_salt}),
+      .sharing = cache.allocation == Allocation::kNone ? Sharing::kScratch : Sharing::kShared,
+      .attention = cache.attention,
+      .max_tokens = static_cast<int64_t>(max_tokens)};
+  ++stats_.requests[static_cast<size_t>(cache.allocation)];
+  auto owned = std::make_unique<LiveRequest>(std::move(request), std::move(sink), format,
+                                             SequenceBlocks(&format->cache, blocks));
   LiveRequest& live = *owned;
   live.tokens.reserve(max_tokens);
   live.tokens = live.request.prompt_ids;
@@ -107,6 +112,7 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
   live.known_tokens = static_cast<int64_t>(live.tokens.size());
   live.priority = live.request.priority;
   live.arrival = ++arrivals_;
+  live.preemptible = live.request.cache.allocation != Allocation::kStatic;
   live.queued = queued;
   ++unscheduled_;
   live_.emplace(live.request.id, std::move(owned));
@@ -161,7 +167,8 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
   // The newest token is always computed: its logits are wanted.
   const int64_t limit = live.known_tokens - 1;
   live.blocks.MatchBlocks(live.tokens, limit);
-  if (!live.blocks.Fits(live.known_tokens, spare_blocks)) {
+  if (!(live.preemptible ? live.blocks.Fits(live.known_tokens, spare_blocks)
+                         : live.blocks.Reserve(MostStoredTokens(live.request), spare_blocks))) {
     live.blocks.Discard();
     return false;
   }
@@ -176,7 +183,7 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
       stats_.prefix_tokens_hit += static_cast<uint64_t>(live.cached_tokens);
     }
     if (live.in_session()) {
-      live.member = {live.request.session, live.request.tenant, &live.format->pools, {}};
+      live.member = {live.request.session, live.request.tenant, &live.format->pools, {}, {}};
       session_holds_.Begin(live.member, live.blocks);
     }
   } else if (live.in_session()) {
@@ -188,6 +195,12 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
 int64_t EngineCore::Grow(Sequence& sequence, int64_t tokens) {
   LiveRequest& live = LiveOf(sequence);
   return std::min(tokens, live.blocks.GrowTo(live.stored_tokens + tokens) - live.stored_tokens);
+}
+
+std::optional<int64_t> EngineCore::LossOf(const Sequence& victim, const Sequence& needy) const {
+  const LiveRequest& live = LiveOf(victim);
+  if (live.format != LiveOf(needy).format || live.blocks.table(0).empty()) return std::nullopt;
+  return live.blocks.UnnamedTokens();
 }
 
 void EngineCore::Preempt(Sequence& sequence) {
@@ -219,6 +232,7 @@ const Batch& EngineCore::MakeBatch() {
             .subspan(static_cast<size_t>(chunk.first_position), static_cast<size_t>(chunk.tokens));
     slice.first_position = chunk.first_position;
     slice.kv_format = live.format->cache.format();
+    slice.attention = live.request.cache.attention;
     slice.block_tables.clear();
     for (size_t g = 0; g < live.format->pools.size(); ++g) {
       slice.block_tables.push_back(live.blocks.table(g));

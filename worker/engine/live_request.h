@@ -30,7 +30,7 @@ struct LiveRequest : Sequence {
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt_ids.size()); }
   int64_t generated_tokens() const { return known_tokens - prompt_tokens(); }
-  bool caches() const { return request.cache.kind != CacheKind::kNone; }
+  bool caches() const { return request.cache.allocation != Allocation::kNone; }
   bool in_session() const { return caches() && !request.session.empty(); }
 
   GenerateRequest request;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cache_manager/attention_span.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "worker/kernels/kernel_table.h"
@@ -19,11 +20,17 @@
 
 namespace kvist::worker {
 
-enum class CacheKind : uint8_t { kPaged, kNone };
+// How a request gets its blocks. kPaged: one when the last is full. kStatic: on admission, all for
+// prompt and max_new_tokens are promised, so that it neither runs out nor is preempted. kNone:
+// keeps none, every token computes the whole sequence anew in scratch blocks.
+enum class Allocation : uint8_t { kPaged, kStatic, kNone };
+inline constexpr size_t kNumAllocations = 3;
 
+// Independent of each other: every combination runs.
 struct CacheOptions {
-  CacheKind kind = CacheKind::kPaged;
-  std::optional<KvFormat> kv_format;  // nullopt: the worker's first configured one
+  Allocation allocation = Allocation::kPaged;
+  cache_manager::AttentionSpan attention;  // sequences of different spans share no blocks
+  std::optional<KvFormat> kv_format;       // nullopt: the worker's first configured one
 };
 
 struct GenerateRequest {
@@ -41,6 +48,11 @@ struct GenerateRequest {
   std::optional<MonotonicTime> deadline;
   int32_t priority = 0;  // higher first among waiting ones; -100 .. 100
 };
+
+// The most tokens whose KV it stores: the last one is chosen without storing its own.
+inline int64_t MostStoredTokens(const GenerateRequest& request) {
+  return static_cast<int64_t>(request.prompt_ids.size()) + request.stop.max_new_tokens - 1;
+}
 
 struct TokenLogprob {
   int32_t id = 0;

@@ -20,13 +20,28 @@ absl::Status CheckIds(std::string_view field, std::span<const int32_t> ids, int6
   return absl::OkStatus();
 }
 
-// Sets the format where it is not given. Null if it is not served.
-const FormatLimits* PickFormat(const RequestLimits& limits, CacheOptions* cache) {
-  if (!cache->kv_format.has_value()) cache->kv_format = limits.formats[0].format;
-  for (const FormatLimits& format : limits.formats) {
-    if (format.format == *cache->kv_format) return &format;
+// Sets the format where it is not given.
+absl::StatusOr<const KvCache*> PickFormat(const RequestLimits& limits, CacheOptions* cache) {
+  if (!cache->kv_format.has_value()) cache->kv_format = limits.formats[0]->format();
+  std::string served;
+  for (const KvCache* format : limits.formats) {
+    if (format->format() == *cache->kv_format) return format;
+    served += (served.empty() ? "" : ", ") + std::string(KvFormatName(format->format()));
   }
-  return nullptr;
+  return InvalidField("kv_format", std::string(KvFormatName(*cache->kv_format)) +
+                                       " is not served here; there is " + served);
+}
+
+// REQUIRES: max_new_tokens is cut.
+absl::Status CheckPromise(const KvCache& format, const GenerateRequest& request) {
+  if (request.cache.allocation != Allocation::kStatic) return absl::OkStatus();
+  const int64_t stored = MostStoredTokens(request);
+  const int64_t promisable = format.PromisableTokens(request.cache.attention);
+  if (stored <= promisable) return absl::OkStatus();
+  return FieldOutOfRange("cache.allocation",
+                         "a static cache for the prompt and max_new_tokens would store " +
+                             std::to_string(stored) + " tokens; " + std::to_string(promisable) +
+                             " can be promised here");
 }
 
 }  // namespace
@@ -41,28 +56,23 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
   if (request->priority < -kMaxPriority || request->priority > kMaxPriority) {
     return InvalidField("priority", "must be between -100 and 100");
   }
-  const FormatLimits* format = PickFormat(limits, &request->cache);
-  if (format == nullptr) {
-    std::string served;
-    for (const FormatLimits& f : limits.formats) {
-      served += (served.empty() ? "" : ", ") + std::string(KvFormatName(f.format));
-    }
-    return InvalidField("kv_format", std::string(KvFormatName(*request->cache.kv_format)) +
-                                         " is not served here; there is " + served);
-  }
+  KVIST_RETURN_IF_ERROR(
+      cache_manager::ValidateAttention(request->cache.attention, limits.context_tokens));
+  KVIST_ASSIGN_OR_RETURN(const KvCache* const format, PickFormat(limits, &request->cache));
+  const int64_t held = format->CapacityTokens(request->cache.attention);
   const int64_t prompt = static_cast<int64_t>(request->prompt_ids.size());
   if (prompt >= limits.context_tokens) {
     return FieldOutOfRange("prompt_ids", std::to_string(prompt) + " tokens; the context holds " +
                                              std::to_string(limits.context_tokens) +
                                              ", of which one must be left for an answer");
   }
-  if (prompt > format->capacity_tokens) {
+  if (prompt > held) {
     return FieldOutOfRange("prompt_ids", std::to_string(prompt) + " tokens; the KV pool holds " +
-                                             std::to_string(format->capacity_tokens) +
+                                             std::to_string(held) +
                                              " of one sequence: raise the worker's KV memory");
   }
   // The last token is chosen without storing its own KV.
-  const int64_t capacity = std::min(format->capacity_tokens, limits.context_tokens);
+  const int64_t capacity = std::min(held, limits.context_tokens);
   const int64_t room = std::min(limits.context_tokens - prompt, capacity - prompt + 1);
   StopOptions& stop = request->stop;
   stop.max_new_tokens = std::min(stop.max_new_tokens, room);
@@ -72,7 +82,7 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
                                                 " tokens; after the prompt there is room for " +
                                                 std::to_string(room));
   }
-  return absl::OkStatus();
+  return CheckPromise(*format, *request);
 }
 
 }  // namespace kvist::worker

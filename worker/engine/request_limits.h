@@ -7,25 +7,22 @@
 
 #include "absl/status/status.h"
 #include "worker/engine/request.h"
+#include "worker/kv/block_table.h"
 
 namespace kvist::worker {
-
-// What one KV format can hold.
-struct FormatLimits {
-  KvFormat format = KvFormat::kF16;
-  int64_t capacity_tokens = 0;  // that a sequence alone in the pools can store
-};
 
 struct RequestLimits {
   int64_t vocab = 0;
   int64_t context_tokens = 0;
-  std::vector<FormatLimits> formats;  // the first is the default
+  // One for each KV format that is served, the first is the default. Only their constants are read.
+  std::vector<const KvCache*> formats;
 };
 inline constexpr int32_t kMaxPriority = 100;
 
 // Checks every field and completes the request: the KV format is set, max_new_tokens (and
 // min_new_tokens with it) is cut to what the context and the pools hold. INVALID_ARGUMENT or
-// OUT_OF_RANGE with the field named; `request` is then unspecified.
+// OUT_OF_RANGE with the field named; `request` is then unspecified. OUT_OF_RANGE is also a static
+// request that can never be promised its blocks; the message says how many tokens can.
 absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* request);
 
 }  // namespace kvist::worker

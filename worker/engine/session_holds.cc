@@ -15,7 +15,9 @@ void SessionHolds::Begin(SessionMember& member, const SequenceBlocks& blocks) {
   Live& live = live_[member.session];
   ++live.members;
   live.unnamed.resize(num_pools_);
+  live.reserved.resize(num_pools_);
   member.unnamed.assign(member.pools->size(), 0);
+  member.reserved.assign(member.pools->size(), 0);
   // The table makes a session with its first chain, even an empty one.
   for (const PoolIndex pool : *member.pools) {
     const uint32_t length = static_cast<uint32_t>(table_->Chain(member.session, pool).size());
@@ -38,12 +40,14 @@ void SessionHolds::Update(SessionMember& member, const SequenceBlocks& blocks) {
       table_->SetChain(member.session, member.tenant, pool, static_cast<uint32_t>(common),
                        named.subspan(common));
     }
-    SetUnnamed(member, g, static_cast<uint32_t>(blocks.UnnamedBlocks(g)));
+    SetUnnamed(member, g,
+               {.blocks = static_cast<uint32_t>(blocks.UnnamedBlocks(g)),
+                .reserved = static_cast<uint32_t>(blocks.ReservedBlocks(g))});
   }
 }
 
 void SessionHolds::Pause(SessionMember& member) {
-  for (size_t g = 0; g < member.pools->size(); ++g) SetUnnamed(member, g, 0);
+  for (size_t g = 0; g < member.pools->size(); ++g) SetUnnamed(member, g, {});
 }
 
 void SessionHolds::End(SessionMember& member) {
@@ -54,12 +58,14 @@ void SessionHolds::End(SessionMember& member) {
   table_->SetPhase(member.session, SessionPhase::kIdle);
 }
 
-void SessionHolds::SetUnnamed(SessionMember& member, size_t group, uint32_t blocks) {
+void SessionHolds::SetUnnamed(SessionMember& member, size_t group, const Unnamed& held) {
   const PoolIndex pool = (*member.pools)[group];
-  uint32_t& sum = live_[member.session].unnamed[pool];
-  sum += blocks - member.unnamed[group];
-  member.unnamed[group] = blocks;
-  table_->SetUnnamed(member.session, pool, sum, 0);
+  Live& live = live_[member.session];
+  live.unnamed[pool] += held.blocks - member.unnamed[group];
+  live.reserved[pool] += held.reserved - member.reserved[group];
+  member.unnamed[group] = held.blocks;
+  member.reserved[group] = held.reserved;
+  table_->SetUnnamed(member.session, pool, live.unnamed[pool], live.reserved[pool]);
 }
 
 }  // namespace kvist::worker

@@ -18,7 +18,9 @@ struct SessionMember {
   SessionId session;
   TenantId tenant;
   const std::vector<cache_manager::PoolIndex>* pools = nullptr;  // by layer group of its format
-  std::vector<uint32_t> unnamed;                                 // by layer group, as last told
+  // By layer group, as last told:
+  std::vector<uint32_t> unnamed;
+  std::vector<uint32_t> reserved;
 };
 
 // Owns counts by session; keeps a pointer to the table. Single-threaded.
@@ -29,7 +31,8 @@ class SessionHolds {
 
   // The member has its first blocks: the session is active.
   void Begin(SessionMember& member, const SequenceBlocks& blocks);
-  // The chain in each pool becomes the sequence's named blocks, and the unnamed ones are counted.
+  // The chain in each pool becomes the sequence's named blocks, and the unnamed ones and those set
+  // aside for it are counted.
   // Emits only what changed.
   void Update(SessionMember& member, const SequenceBlocks& blocks);
   // The sequence gave its blocks back for now: the chains stay, it holds nothing unnamed.
@@ -41,9 +44,15 @@ class SessionHolds {
  private:
   struct Live {
     int32_t members = 0;
-    std::vector<uint32_t> unnamed;  // by pool, of all members
+    // By pool, of all members:
+    std::vector<uint32_t> unnamed;
+    std::vector<uint32_t> reserved;
   };
-  void SetUnnamed(SessionMember& member, size_t group, uint32_t blocks);
+  struct Unnamed {
+    uint32_t blocks = 0;
+    uint32_t reserved = 0;
+  };
+  void SetUnnamed(SessionMember& member, size_t group, const Unnamed& held);
 
   size_t num_pools_;
   cache_manager::SessionTable* table_;

@@ -73,6 +73,7 @@ struct AttentionTask {
   int64_t queries = 0;   // consecutive positions first_position ..
   int64_t first_position = 0;
   int64_t window = 0;  // a query at p sees p-window+1 .. p; 0: all
+  int64_t sinks = 0;   // and 0 .. sinks-1; below the window, 0 without one
   float scale = 1.0f;
   const float* q = nullptr;  // q[query * q_stride + head * head_dim + d]
   int64_t q_stride = 0;

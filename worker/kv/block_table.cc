@@ -1,10 +1,12 @@
 // Invariants of SequenceBlocks:
 //   1. every group's table has the same length, and covers at least the stored tokens
 //   2. table[b] is the index of refs[b], or -1 where refs[b] is empty
-//   3. a full group holds every block; a windowed one every block from its first needed one on
+//   3. a full group holds every block; a windowed one its sinks and every block from its first
+//      needed one on
 //   4. named blocks are full, stored ones: named <= stored / block_tokens; a scratch sequence names
 //      none
 //   5. keys are known for all named blocks
+//   6. a promise is at least what is set aside and held under it
 #include "worker/kv/block_table.h"
 
 #include <algorithm>
@@ -17,7 +19,9 @@
 
 namespace kvist::worker {
 
+using cache_manager::AttentionSpan;
 using cache_manager::BlockKey;
+using cache_manager::BlockPool;
 using cache_manager::BlockRef;
 using cache_manager::PartialMatch;
 
@@ -30,33 +34,57 @@ KvCache::KvCache(KvFormat format, std::vector<CacheGroup> groups, CopyBlock copy
   }
 }
 
-int64_t KvCache::FirstNeeded(const CacheGroup& group, int64_t stored) const {
-  if (group.window == 0 || stored <= group.window) return 0;
-  return (stored - group.window) / block_tokens_;
+int64_t KvCache::SinkBlocks(const AttentionSpan& span) const {
+  return CeilDiv<int64_t>(span.sink_tokens, block_tokens_);
 }
 
-int64_t KvCache::MostHeld(const CacheGroup& group) const {
-  if (group.window == 0) return std::numeric_limits<int64_t>::max();
-  // The window and one token more, starting at the end of a block.
-  return CeilDiv<int64_t>(group.window, block_tokens_) + 1;
+int64_t KvCache::FirstNeeded(const AttentionSpan& span, int64_t stored) const {
+  if (span.window_tokens == 0 || stored <= span.window_tokens) return 0;
+  return std::max(SinkBlocks(span), (stored - span.window_tokens) / block_tokens_);
 }
 
-int64_t KvCache::CapacityTokens() const {
-  int64_t capacity = std::numeric_limits<int64_t>::max();
+int64_t KvCache::MostHeld(const AttentionSpan& span, int64_t total) const {
+  // Written so that no sum overflows: a capacity without limit may be asked for.
+  const int64_t blocks = total / block_tokens_ + (total % block_tokens_ != 0);
+  if (span.window_tokens == 0) return blocks;
+  // The sinks, the window and one token more, starting at the end of a block.
+  return std::min(blocks,
+                  SinkBlocks(span) + CeilDiv<int64_t>(span.window_tokens, block_tokens_) + 1);
+}
+
+int64_t KvCache::TokensWithin(const AttentionSpan& attention,
+                              int32_t (*blocks_of)(const BlockPool& pool)) const {
+  constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  int64_t tokens = kNoLimit;
   for (const CacheGroup& group : groups_) {
-    const int64_t blocks = group.pool->options().num_blocks;
-    if (blocks < MostHeld(group)) capacity = std::min(capacity, blocks * block_tokens_);
+    const int64_t blocks = blocks_of(*group.pool);
+    const AttentionSpan span = cache_manager::SpanInLayers(group.window, attention);
+    if (blocks < MostHeld(span, kNoLimit)) tokens = std::min(tokens, blocks * block_tokens_);
   }
-  return capacity;
+  return tokens;
 }
 
-SequenceBlocks::SequenceBlocks(KvCache* cache, const BlockKey& root, Sharing sharing,
-                               int64_t max_tokens)
-    : cache_(cache), root_(root), sharing_(sharing), groups_(cache->groups_.size()) {
-  const size_t blocks = static_cast<size_t>(CeilDiv<int64_t>(max_tokens, cache->block_tokens_));
-  for (Group& group : groups_) {
+int64_t KvCache::CapacityTokens(const AttentionSpan& attention) const {
+  return TokensWithin(attention, [](const BlockPool& pool) { return pool.options().num_blocks; });
+}
+
+int64_t KvCache::PromisableTokens(const AttentionSpan& attention) const {
+  return TokensWithin(attention, [](const BlockPool& pool) { return pool.MaxPromised(); });
+}
+
+SequenceBlocks::SequenceBlocks(KvCache* cache, const SequenceBlocksOptions& options)
+    : cache_(cache),
+      root_(options.root),
+      sharing_(options.sharing),
+      groups_(cache->groups_.size()) {
+  const size_t blocks =
+      static_cast<size_t>(CeilDiv<int64_t>(options.max_tokens, cache->block_tokens_));
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
     group.refs.reserve(blocks);
     group.table.reserve(blocks);
+    group.span = cache_manager::SpanInLayers(cache->groups_[g].window, options.attention);
+    group.sink_blocks = cache->SinkBlocks(group.span);
   }
   if (sharing_ == Sharing::kShared) keys_.reserve(blocks);
 }
@@ -80,25 +108,26 @@ void SequenceBlocks::Append(size_t group, BlockRef ref) {
 
 // The most leading blocks, of the first `blocks`, that all groups can take.
 int64_t SequenceBlocks::LongestMatch(int64_t blocks) const {
-  auto present = [this](const CacheGroup& group, int64_t block) {
-    return group.pool->Contains(keys_[static_cast<size_t>(block)]);
+  auto present = [this](size_t group, int64_t block) {
+    return cache_->groups_[group].pool->Contains(keys_[static_cast<size_t>(block)]);
   };
   int64_t longest = blocks;
-  for (const CacheGroup& group : cache_->groups_) {
-    if (group.window > 0) continue;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const bool full = groups_[g].span.window_tokens == 0;
+    const int64_t needed = full ? longest : std::min(longest, groups_[g].sink_blocks);
     int64_t found = 0;
-    while (found < longest && present(group, found)) ++found;
-    longest = found;
+    while (found < needed && present(g, found)) ++found;
+    if (found < needed) longest = found;
   }
   // Windowed groups: shorten until every one has the last window. A block that is missing in a
   // group rules out all lengths whose window holds it, down to those that end before it.
   for (bool changed = true; changed && longest > 0;) {
     changed = false;
-    for (const CacheGroup& group : cache_->groups_) {
-      if (group.window == 0) continue;
-      const int64_t first = cache_->FirstNeeded(group, longest * cache_->block_tokens_);
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      if (groups_[g].span.window_tokens == 0) continue;
+      const int64_t first = cache_->FirstNeeded(groups_[g].span, longest * cache_->block_tokens_);
       int64_t block = longest - 1;
-      while (block >= first && present(group, block)) --block;
+      while (block >= first && present(g, block)) --block;
       if (block < first) continue;
       longest = block;
       changed = true;
@@ -114,11 +143,11 @@ int64_t SequenceBlocks::MatchBlocks(std::span<const int32_t> tokens, int64_t lim
   ComputeKeys(tokens, blocks);
   const int64_t longest = LongestMatch(blocks);
   for (size_t g = 0; g < groups_.size(); ++g) {
-    const CacheGroup& group = cache_->groups_[g];
-    groups_[g].first_held = cache_->FirstNeeded(group, longest * cache_->block_tokens_);
+    Group& group = groups_[g];
+    group.first_held = cache_->FirstNeeded(group.span, longest * cache_->block_tokens_);
     for (int64_t b = 0; b < longest; ++b) {
-      const bool needed = b >= groups_[g].first_held;
-      Append(g, needed ? group.pool->Find(keys_[static_cast<size_t>(b)]) : BlockRef());
+      Append(g, group.Holds(b) ? cache_->groups_[g].pool->Find(keys_[static_cast<size_t>(b)])
+                               : BlockRef());
     }
   }
   named_ = longest;
@@ -133,11 +162,12 @@ int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t li
   int64_t matched = most;
   std::vector<PartialMatch> matches;
   std::vector<BlockRef> copies;
-  for (const CacheGroup& group : cache_->groups_) {
-    matches.push_back(group.pool->FindPartial(ParentOf(named_), next));
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    BlockPool& pool = *cache_->groups_[g].pool;
+    matches.push_back(pool.FindPartial(ParentOf(named_), next));
     matched = std::min<int64_t>(matched, matches.back().matched_tokens);
     if (matched <= 0) return 0;
-    absl::StatusOr<BlockRef> copy = group.pool->Allocate();
+    absl::StatusOr<BlockRef> copy = pool.Allocate(&groups_[g].reservation);
     if (!copy.ok()) return 0;
     copies.push_back(std::move(copy).value());
   }
@@ -151,26 +181,52 @@ int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t li
 }
 
 bool SequenceBlocks::Fits(int64_t total, int64_t spare) const {
-  const int64_t blocks = CeilDiv<int64_t>(total, cache_->block_tokens_);
   for (size_t g = 0; g < groups_.size(); ++g) {
-    const CacheGroup& group = cache_->groups_[g];
-    const int64_t length = static_cast<int64_t>(groups_[g].table.size());
-    const int64_t held = length - groups_[g].first_held;
-    const int64_t most_more = std::max<int64_t>(0, cache_->MostHeld(group) - held);
-    if (std::min(blocks - length, most_more) + spare > group.pool->Available()) return false;
+    const Group& group = groups_[g];
+    const int64_t longer =
+        CeilDiv<int64_t>(total, cache_->block_tokens_) - static_cast<int64_t>(group.table.size());
+    const int64_t more = std::min(longer, cache_->MostHeld(group.span, total) - group.Held());
+    if (std::max<int64_t>(0, more) + spare > cache_->groups_[g].pool->Available()) return false;
   }
   return true;
 }
 
+bool SequenceBlocks::Reserve(int64_t total, int64_t spare) {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    KVIST_CHECK(groups_[g].reservation.promised() == 0);
+    absl::StatusOr<cache_manager::Reservation> reservation = cache_->groups_[g].pool->Reserve(
+        {.blocks = static_cast<int32_t>(cache_->MostHeld(groups_[g].span, total)),
+         .held = static_cast<int32_t>(groups_[g].Held()),
+         .spare = static_cast<int32_t>(spare)});
+    if (!reservation.ok()) {
+      for (Group& group : groups_) group.reservation = cache_manager::Reservation();
+      return false;
+    }
+    groups_[g].reservation = *std::move(reservation);
+  }
+  return true;
+}
+
+void SequenceBlocks::RefillPromises() {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    const int64_t missing = group.reservation.promised() - group.Held();
+    if (missing <= group.reservation.remaining()) continue;
+    cache_->groups_[g].pool->Refill(&group.reservation, static_cast<int32_t>(missing));
+  }
+}
+
 int64_t SequenceBlocks::GrowTo(int64_t total) {
+  RefillPromises();
   const int64_t length = static_cast<int64_t>(groups_[0].table.size());
   int64_t blocks = CeilDiv<int64_t>(total, cache_->block_tokens_);
-  for (const CacheGroup& group : cache_->groups_) {
-    blocks = std::min(blocks, length + group.pool->Available());
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    blocks = std::min<int64_t>(
+        blocks, length + groups_[g].reservation.remaining() + cache_->groups_[g].pool->Available());
   }
   for (size_t g = 0; g < groups_.size(); ++g) {
     for (int64_t b = length; b < blocks; ++b) {
-      absl::StatusOr<BlockRef> ref = cache_->groups_[g].pool->Allocate();
+      absl::StatusOr<BlockRef> ref = cache_->groups_[g].pool->Allocate(&groups_[g].reservation);
       KVIST_CHECK(ref.ok(), "a pool had fewer blocks than it said");
       Append(g, std::move(ref).value());
     }
@@ -198,12 +254,14 @@ void SequenceBlocks::MarkWritten(std::span<const int32_t> tokens, int64_t total)
   }
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
-    const int64_t first = cache_->FirstNeeded(cache_->groups_[g], total);
+    const int64_t first = cache_->FirstNeeded(group.span, total);
     for (; group.first_held < first; ++group.first_held) {
+      if (group.first_held < group.sink_blocks) continue;
       group.refs[static_cast<size_t>(group.first_held)].Reset();
       group.table[static_cast<size_t>(group.first_held)] = -1;
     }
   }
+  RefillPromises();
 }
 
 void SequenceBlocks::Release(std::span<const int32_t> tokens) {
@@ -227,6 +285,7 @@ void SequenceBlocks::Discard() {
     while (!group.refs.empty()) group.refs.pop_back();
     group.table.clear();
     group.first_held = 0;
+    group.reservation = cache_manager::Reservation();
   }
   named_ = 0;
   stored_ = 0;
@@ -245,12 +304,16 @@ absl::Status SequenceBlocks::CheckInvariants() const {
       if (group.table[b] != (ref.empty() ? -1 : ref.index())) {
         return absl::InternalError("blocks 2: table and references");
       }
-      if (ref.empty() != (static_cast<int64_t>(b) < group.first_held)) {
+      if (ref.empty() == group.Holds(static_cast<int64_t>(b))) {
         return absl::InternalError("blocks 3: held blocks");
       }
     }
-    if (group.first_held > cache_->FirstNeeded(cache_->groups_[g], stored_)) {
+    if (group.first_held > cache_->FirstNeeded(group.span, stored_)) {
       return absl::InternalError("blocks 3: a needed block was given up");
+    }
+    const cache_manager::Reservation& promise = group.reservation;
+    if (promise.remaining() > std::max<int64_t>(0, promise.promised() - group.Held())) {
+      return absl::InternalError("blocks 6: promised blocks");
     }
   }
   if (static_cast<int64_t>(length) * block_tokens < stored_) {

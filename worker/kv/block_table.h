@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "cache_manager/attention_span.h"
 #include "cache_manager/block_key.h"
 #include "cache_manager/block_pool.h"
 #include "worker/kernels/kernel_table.h"
@@ -18,7 +19,7 @@ namespace kvist::worker {
 struct CacheGroup {
   cache_manager::BlockPool* pool = nullptr;
   int32_t backend_pool = 0;  // its index in Backend::pools()
-  int64_t window = 0;        // positions a query sees, itself included; 0: all
+  int64_t window = 0;        // the layers' own: positions a query sees, itself included; 0: all
 };
 
 // The pools of one KV format, one per layer group, and their arithmetic. Owns nothing.
@@ -33,17 +34,25 @@ class KvCache {
   KvFormat format() const { return format_; }
   int32_t block_tokens() const { return block_tokens_; }
   const std::vector<CacheGroup>& groups() const { return groups_; }
-  // The most tokens that a sequence alone in the pools can store.
-  int64_t CapacityTokens() const;
+  // The most tokens that a sequence of that span can store, alone in the pools. With a window in
+  // every group, and pools that hold the windows, there is no limit (the largest int64_t).
+  int64_t CapacityTokens(const cache_manager::AttentionSpan& attention) const;
+  // The most that it can be promised (SequenceBlocks::Reserve) while nobody else has a promise.
+  int64_t PromisableTokens(const cache_manager::AttentionSpan& attention) const;
 
  private:
   friend class SequenceBlocks;
-  // The first logical block of `group` that a sequence with `stored` tokens still needs: a windowed
-  // group keeps the blocks of the last min(stored, window) tokens.
-  int64_t FirstNeeded(const CacheGroup& group, int64_t stored) const;
-  // The most blocks that a windowed group needs at once when it grows token by token; of a full
-  // group: without limit.
-  int64_t MostHeld(const CacheGroup& group) const;
+  // With a span as SpanInLayers gives it for a group:
+  // Leading logical blocks that hold sinks.
+  int64_t SinkBlocks(const cache_manager::AttentionSpan& span) const;
+  // The first logical block behind the sinks that a sequence with `stored` tokens still needs: with
+  // a window, the blocks of the last min(stored, window) tokens.
+  int64_t FirstNeeded(const cache_manager::AttentionSpan& span, int64_t stored) const;
+  // The most blocks that are needed at once to grow token by token to `total` tokens.
+  int64_t MostHeld(const cache_manager::AttentionSpan& span, int64_t total) const;
+  // The most tokens of such a sequence if each pool has as many blocks as `blocks_of` says.
+  int64_t TokensWithin(const cache_manager::AttentionSpan& attention,
+                       int32_t (*blocks_of)(const cache_manager::BlockPool& pool)) const;
 
   KvFormat format_;
   int32_t block_tokens_;
@@ -57,18 +66,23 @@ enum class Sharing : uint8_t {
   kScratch,  // nothing is matched, named or kept
 };
 
+struct SequenceBlocksOptions {
+  cache_manager::BlockKey root;  // names the scope (cache_manager::RootKey), the span included
+  Sharing sharing = Sharing::kShared;
+  cache_manager::AttentionSpan attention;
+  int64_t max_tokens = 0;  // memory for so many is taken at once: growing allocates nothing
+};
+
 // Owns references to the blocks. The tokens are the caller's: every call gets all of them, and
 // those already seen must not have changed. Invariants: block_table.cc. Single-threaded. Movable.
 class SequenceBlocks {
  public:
-  // `root` names the scope (cache_manager::RootKey). Takes memory for `max_tokens` tokens, so that
-  // growing allocates nothing. REQUIRES: cache outlives this.
-  SequenceBlocks(KvCache* cache, const cache_manager::BlockKey& root, Sharing sharing,
-                 int64_t max_tokens);
+  // REQUIRES: cache outlives this.
+  SequenceBlocks(KvCache* cache, const SequenceBlocksOptions& options);
 
   // Takes references to the longest prefix of `tokens` that every group has in whole blocks, at
-  // most `limit` tokens: full groups all of it, windowed ones its last min(length, window) tokens.
-  // Returns its length, which is stored from then on. REQUIRES: nothing is held.
+  // most `limit` tokens: full groups all of it, windowed ones its sinks and last min(length,
+  // window) tokens. Returns its length, which is stored from then on. REQUIRES: nothing is held.
   int64_t MatchBlocks(std::span<const int32_t> tokens, int64_t limit);
   // Continues a match inside a block: copies the block that agrees with most of the next tokens in
   // every group. Returns the tokens gained; 0 also where there is no block to copy to. REQUIRES:
@@ -77,8 +91,14 @@ class SequenceBlocks {
 
   // Whether the pools have the blocks for `total` tokens now, with `spare` blocks left in each.
   bool Fits(int64_t total, int64_t spare) const;
-  // Allocates blocks to cover up to `total` tokens, in all groups or in none. Returns how many are
-  // covered now: `total`, or fewer if the pools have no more.
+  // Has every pool promise the blocks for `total` tokens, those held included, with `spare` blocks
+  // left in each. Blocks that a window gives up come back to the promise, so that growing token by
+  // token to `total` always finds one: at once, unless others still use all blocks that were given
+  // up. False, and nothing is promised, if the pools cannot. The promise ends with Release or
+  // Discard. REQUIRES: none stands; only matched blocks are held.
+  bool Reserve(int64_t total, int64_t spare);
+  // Allocates blocks to cover up to `total` tokens, in all groups or in none; promised ones first.
+  // Returns how many are covered now: `total`, or fewer if the pools have no more.
   int64_t GrowTo(int64_t total);
   // The KV of all tokens before `total` is in the blocks: names those that are full (adopting
   // blocks of that name that exist) and gives up those behind the windows. REQUIRES:
@@ -102,6 +122,10 @@ class SequenceBlocks {
   int64_t UnnamedBlocks(size_t group) const {
     return static_cast<int64_t>(groups_[group].table.size()) - named_;
   }
+  // Blocks of a group that are set aside for this sequence.
+  int64_t ReservedBlocks(size_t group) const { return groups_[group].reservation.remaining(); }
+  // Stored tokens without a name: lost if the blocks are given back.
+  int64_t UnnamedTokens() const { return stored_ - named_ * cache_->block_tokens_; }
   // INTERNAL naming the first violated invariant (block_table.cc).
   absl::Status CheckInvariants() const;
 
@@ -109,7 +133,16 @@ class SequenceBlocks {
   struct Group {
     std::vector<cache_manager::BlockRef> refs;  // by logical block; empty where given up
     std::vector<int32_t> table;                 // their indices, or -1
-    int64_t first_held = 0;
+    cache_manager::AttentionSpan span;          // in the group's layers
+    int64_t sink_blocks = 0;
+    int64_t first_held = 0;  // of those behind the sinks
+    cache_manager::Reservation reservation;
+
+    bool Holds(int64_t block) const { return block < sink_blocks || block >= first_held; }
+    int64_t Held() const {
+      const int64_t given_up = first_held > sink_blocks ? first_held - sink_blocks : 0;
+      return static_cast<int64_t>(table.size()) - given_up;
+    }
   };
 
   // Keys of the first `blocks` full blocks of `tokens`.
@@ -117,6 +150,8 @@ class SequenceBlocks {
   const cache_manager::BlockKey& ParentOf(int64_t block) const;
   int64_t LongestMatch(int64_t blocks) const;
   void Append(size_t group, cache_manager::BlockRef ref);
+  // What the windows gave up comes back to the promises, as far as the pools have it.
+  void RefillPromises();
 
   KvCache* cache_;
   cache_manager::BlockKey root_;

@@ -1,6 +1,7 @@
 #include "worker/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "common/base/check.h"
 
@@ -25,6 +26,7 @@ Scheduler::Scheduler(const Options& options, BlockLedger* ledger)
 
 void Scheduler::Add(Sequence* sequence) {
   sequence->state = SequenceState::kWaiting;
+  sequence->rank = steps_ - sequence->priority * kStepsPerPriority;
   InsertInOrder(waiting_, sequence);
 }
 
@@ -39,24 +41,23 @@ void Scheduler::Schedule(Plan* plan) {
   plan->total_tokens = 0;
   plan->preemptions = 0;
   short_of_blocks_ = false;
+  ++steps_;
   for (Sequence* sequence : running_) sequence->planned_tokens = 0;
   ScheduleDecodes(plan);
   SchedulePrefills(plan);
 }
 
 void Scheduler::ScheduleDecodes(Plan* plan) {
-  // Preemption takes from the back, so the index stays good.
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Sequence* sequence = running_[i];
-    if (sequence->state != SequenceState::kDecode) continue;
-    if (GrowOrPreempt(sequence, 1, plan) == 1) AddChunk(sequence, 1, plan);
+  Sequence* next = nullptr;
+  while ((next = NextRunning(SequenceState::kDecode, next)) != nullptr) {
+    if (GrowOrPreempt(next, 1, plan) == 1) AddChunk(next, 1, plan);
   }
 }
 
 void Scheduler::SchedulePrefills(Plan* plan) {
   const Sequence* last = nullptr;
   while (plan->total_tokens < options_.max_step_tokens) {
-    Sequence* next = NextPrefill(last);
+    Sequence* next = NextRunning(SequenceState::kPrefill, last);
     if (!short_of_blocks_ && !waiting_.empty() &&
         (next == nullptr || ServedBefore(*waiting_.front(), *next))) {
       if (AdmitFirst()) continue;
@@ -70,12 +71,16 @@ void Scheduler::SchedulePrefills(Plan* plan) {
   }
 }
 
-Sequence* Scheduler::NextPrefill(const Sequence* after) const {
-  for (Sequence* sequence : running_) {
-    if (sequence->state != SequenceState::kPrefill || sequence->planned_tokens > 0) continue;
-    if (after == nullptr || ServedBefore(*after, *sequence)) return sequence;
+Sequence* Scheduler::NextRunning(SequenceState state, const Sequence* after) const {
+  auto next = running_.begin();
+  if (after != nullptr) {
+    next =
+        std::upper_bound(running_.begin(), running_.end(), after,
+                         [](const Sequence* a, const Sequence* b) { return ServedBefore(*a, *b); });
   }
-  return nullptr;
+  next =
+      std::find_if(next, running_.end(), [state](const Sequence* s) { return s->state == state; });
+  return next == running_.end() ? nullptr : *next;
 }
 
 // Moves the first waiting sequence to the running ones. False if it must wait; nobody is asked
@@ -101,14 +106,33 @@ int64_t Scheduler::GrowOrPreempt(Sequence* sequence, int64_t tokens, Plan* plan)
     const int64_t granted = ledger_->Grow(*sequence, tokens);
     if (granted > 0) return granted;
     short_of_blocks_ = true;
-    if (running_.back() == sequence) return 0;
-    PreemptLast(plan);
+    Sequence* victim = PickVictim(*sequence);
+    if (victim == nullptr) return 0;
+    Preempt(victim, plan);
   }
 }
 
-void Scheduler::PreemptLast(Plan* plan) {
-  Sequence* victim = running_.back();
-  running_.pop_back();
+Sequence* Scheduler::PickVictim(const Sequence& needy) const {
+  Sequence* best = nullptr;
+  std::tuple<bool, int32_t, int64_t> best_cost;
+  // From the last on: among equals it stays.
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+    Sequence* candidate = *it;
+    const bool before = !ServedBefore(needy, *candidate);
+    if (candidate == &needy || !candidate->preemptible || (before && needy.preemptible)) continue;
+    const std::optional<int64_t> loss = ledger_->LossOf(*candidate, needy);
+    if (!loss.has_value()) continue;
+    const std::tuple cost(before, candidate->priority, *loss);
+    if (best == nullptr || cost < best_cost) {
+      best = candidate;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+void Scheduler::Preempt(Sequence* victim, Plan* plan) {
+  std::erase(running_, victim);
   if (victim->planned_tokens > 0) {
     plan->total_tokens -= victim->planned_tokens;
     victim->planned_tokens = 0;

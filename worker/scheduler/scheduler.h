@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "worker/scheduler/sequence.h"
@@ -17,11 +18,15 @@ class BlockLedger {
   virtual ~BlockLedger() = default;
   // Takes what the prefix cache has of a waiting sequence and sets its stored_tokens. False, and
   // nothing is held, if the pools cannot hold all its known tokens now with `spare_blocks` left in
-  // each. REQUIRES: nothing is held.
+  // each; for one that is not preemptible, all tokens it will ever have, which are promised to it
+  // then. REQUIRES: nothing is held.
   virtual bool Admit(Sequence& sequence, int64_t spare_blocks) = 0;
   // Takes blocks for up to `tokens` beyond the stored ones. Returns how many of them have blocks
   // now.
   virtual int64_t Grow(Sequence& sequence, int64_t tokens) = 0;
+  // The tokens of `victim` that would have to be computed again if it gave its blocks back; nullopt
+  // if `needy` could use none of them.
+  virtual std::optional<int64_t> LossOf(const Sequence& victim, const Sequence& needy) const = 0;
   // Gives back all blocks of the sequence (those that are named stay cached) and sets its
   // stored_tokens to 0.
   virtual void Preempt(Sequence& sequence) = 0;
@@ -42,15 +47,25 @@ struct Plan {
 };
 
 // A pure decision over the sequences it was given: no clock, no randomness, no KV. Order of service
-// is priority, then arrival.
-//   1. Decodes first, one token each.
+// is priority and age (ServedBefore), then arrival.
+//   1. Decodes first, one token each: max_step_tokens holds one for all that run. So a decode never
+//      waits behind a prompt for more than one step, and a step never computes more than
+//      max_step_tokens tokens, however long the prompts are.
 //   2. The rest of the budget goes to prefill chunks and to admissions, in the order of service.
 //      Who is first in the queue and does not fit holds up those behind, so nobody starves by being
 //      passed over.
-//   3. Who needs a block when there is none takes it from the last in the order of service, never
-//      from one before itself: the first always moves on, so every sequence ends. Without one
-//      behind it, it pauses and keeps its blocks. Keeps pointers to the sequences between Add and
-//      Remove. Single-threaded.
+//   3. Who needs a block when there is none takes it from one behind itself in the order of
+//      service: of lowest priority, then the one that loses least, then the latest; never from one
+//      that is not preemptible. Without one behind it, it pauses and keeps its blocks. One that is
+//      not preemptible itself, and waits for promised blocks that others still use, may also take
+//      from those before it.
+// So the first in the order moves on in every step, or those with promises, which end by
+// themselves, do: every sequence ends. And no request starves, whatever priorities arrive: one of
+// priority p is overtaken only by those that come within (p' - p) * kStepsPerPriority steps after
+// it with a higher priority p'. Once these steps have passed, it waits for at most as many steps as
+// those before it and those with promises have tokens together, prompt and answer: each step moves
+// the first of them by one token or more.
+// Keeps pointers to the sequences between Add and Remove. Single-threaded.
 class Scheduler {
  public:
   struct Options {
@@ -77,12 +92,13 @@ class Scheduler {
  private:
   void ScheduleDecodes(Plan* plan);
   void SchedulePrefills(Plan* plan);
-  // The best running sequence in prefill that has no chunk yet and was not found short of blocks,
-  // or null.
-  Sequence* NextPrefill(const Sequence* after) const;
+  // The first running sequence in that state behind `after` (null: of all), or null.
+  Sequence* NextRunning(SequenceState state, const Sequence* after) const;
   bool AdmitFirst();
   int64_t GrowOrPreempt(Sequence* sequence, int64_t tokens, Plan* plan);
-  void PreemptLast(Plan* plan);
+  // Whom `needy` takes blocks from; null if from nobody.
+  Sequence* PickVictim(const Sequence& needy) const;
+  void Preempt(Sequence* victim, Plan* plan);
   void AddChunk(Sequence* sequence, int64_t tokens, Plan* plan);
 
   Options options_;
@@ -90,6 +106,7 @@ class Scheduler {
   std::vector<Sequence*> running_;
   std::vector<Sequence*> waiting_;
   bool short_of_blocks_ = false;  // in this step: nobody new is admitted
+  int64_t steps_ = 0;
 };
 
 }  // namespace kvist::worker

@@ -261,7 +261,7 @@ TEST_F(TurnBookTest, TruncateCutsByVersionAndNotDuringATurn) {
   ASSERT_TRUE(Begin("t1").ok());
   v1::TruncateSessionRequest cut;
   cut.set_id("s");
-  cut.set_keep_tokens(2);
+  cut.set_keep_first_tokens(2);
   EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kAborted);
   ASSERT_TRUE(End("t1", {1, 2, 3}, 1).ok());
   cut.set_expected_version(Session().version() + 1);
@@ -270,10 +270,47 @@ TEST_F(TurnBookTest, TruncateCutsByVersionAndNotDuringATurn) {
   ASSERT_TRUE(book_->Truncate(cut).ok());
   EXPECT_EQ(Ids(Session().history_ids()), (std::vector<int32_t>{1, 2}));
   cut.clear_expected_version();
-  cut.set_keep_tokens(3);
+  cut.set_keep_last_tokens(3);
   EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kOutOfRange);
-  cut.set_keep_tokens(-1);
+  cut.set_keep_last_tokens(-1);
   EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kInvalidArgument);
+  cut.clear_kept();
+  EXPECT_EQ(book_->Truncate(cut).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(TurnBookTest, TruncateKeepsTheLastTokensAndWhatIsLeftOfTheAnswer) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  ASSERT_TRUE(End("t1", {1, 2, 3, 4, 5}, 2).ok());
+  v1::TruncateSessionRequest cut;
+  cut.set_id("s");
+  cut.set_keep_last_tokens(4);
+  ASSERT_TRUE(book_->Truncate(cut).ok());
+  EXPECT_EQ(Ids(Session().history_ids()), (std::vector<int32_t>{2, 3, 4, 5}));
+  v1::GetTurnRequest get;
+  get.set_session_id("s");
+  EXPECT_EQ(Ids(book_->GetTurn(get)->history_ids()), (std::vector<int32_t>{2}));
+  EXPECT_EQ(Ids(book_->GetTurn(get)->generated_ids()), (std::vector<int32_t>{3, 4, 5}));
+  cut.set_keep_last_tokens(2);
+  ASSERT_TRUE(book_->Truncate(cut).ok());
+  EXPECT_EQ(Ids(book_->GetTurn(get)->generated_ids()), (std::vector<int32_t>{4, 5}));
+  EXPECT_EQ(book_->GetTurn(get)->history_ids_size(), 0);
+}
+
+TEST_F(TurnBookTest, TheCacheOfASessionIsToldToItsTurns) {
+  v1::CreateSessionRequest request;
+  request.set_id("s");
+  request.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
+  request.mutable_cache()->mutable_attention()->set_window_tokens(64);
+  request.mutable_cache()->mutable_attention()->set_sink_tokens(4);
+  request.mutable_cache()->set_kv_format("f32");
+  const auto session = book_->Create(request);
+  ASSERT_TRUE(session.ok()) << session.status();
+  EXPECT_EQ(session->cache().SerializeAsString(), request.cache().SerializeAsString());
+  EXPECT_EQ(Begin("t1")->cache().SerializeAsString(), request.cache().SerializeAsString());
+  request.set_id("other");
+  request.mutable_cache()->mutable_attention()->set_window_tokens(4);
+  EXPECT_EQ(book_->Create(request).status().code(), StatusCode::kInvalidArgument);
 }
 
 TEST_F(TurnBookTest, ExpiredSessionsAreNotFoundAndErased) {

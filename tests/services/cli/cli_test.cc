@@ -111,9 +111,29 @@ TEST_F(CliTest, GenerateHasTheMembersOfTheContract) {
 TEST_F(CliTest, CacheKindDoesNotChangeTheTokens) {
   const std::vector<std::string> command = {"generate", "The red cat was", "--max-new-tokens",
                                             "20"};
-  std::vector<std::string> without = command;
-  without.insert(without.end(), {"--cache", "none"});
-  EXPECT_EQ(JsonOf(command)["token_ids"], JsonOf(without)["token_ids"]);
+  const json expected = JsonOf(command)["token_ids"];
+  for (const auto& kind : std::vector<std::vector<std::string>>{
+           {"none"}, {"dynamic"}, {"static"}, {"sliding_window", "--window", "100"}}) {
+    std::vector<std::string> other = command;
+    other.push_back("--cache");
+    other.insert(other.end(), kind.begin(), kind.end());
+    EXPECT_EQ(JsonOf(other)["token_ids"], expected) << kind[0];
+  }
+}
+
+TEST_F(CliTest, CacheFlagsThatContradictEachOtherAreNamed) {
+  const auto refused = [](std::vector<std::string> flags, const std::string& why) {
+    flags.insert(flags.begin(), {"generate", "The"});
+    const Result result = Kvist(flags);
+    EXPECT_EQ(result.exit_code, 4) << result.errors;
+    EXPECT_NE(result.errors.find(why), std::string::npos) << result.errors;
+  };
+  refused({"--cache", "quantized"}, "these are: f16");
+  refused({"--cache", "sliding_window", "--window", "0"}, "window_tokens");
+  refused({"--window", "15"}, "window_tokens");
+  refused({"--window", "100000"}, "window_tokens");
+  refused({"--sinks", "4"}, "sink_tokens");
+  EXPECT_EQ(Kvist({"generate", "The", "--cache", "elastic"}).exit_code, 2);
 }
 
 TEST_F(CliTest, GenerateReadsStandardInputAndStreamsText) {
@@ -180,16 +200,32 @@ TEST_F(CliTest, SessionsAreMadeShownAndErased) {
                 .exit_code,
             0);
   const json shown = JsonOf({"sessions", "kitchen"});
+  EXPECT_EQ(shown["cache"]["allocation"], "");
   ExpectMembers(shown, {"session", "phase", "tokens", "blocks", "shared_bytes", "exclusive_bytes"});
   EXPECT_GT(shown["tokens"].get<int>(), 20);
   const json all = JsonOf({"sessions"});
   ASSERT_TRUE(all.contains("sessions"));
   EXPECT_TRUE(std::any_of(all["sessions"].begin(), all["sessions"].end(),
                           [](const json& row) { return row["session"] == "kitchen"; }));
-  EXPECT_EQ(JsonOf({"sessions", "truncate", "kitchen", "--keep-tokens", "3"})["tokens"], 3);
+  EXPECT_EQ(JsonOf({"sessions", "truncate", "kitchen", "--keep-last", "5"})["tokens"], 5);
+  EXPECT_EQ(JsonOf({"sessions", "truncate", "kitchen", "--keep-first", "3"})["tokens"], 3);
+  EXPECT_EQ(Kvist({"sessions", "truncate", "kitchen"}).exit_code, 2);
   EXPECT_EQ(JsonOf({"sessions", "reset", "kitchen"})["tokens"], 0);
   EXPECT_EQ(Kvist({"sessions", "delete", "kitchen"}).exit_code, 0);
   EXPECT_EQ(Kvist({"sessions", "delete", "kitchen"}).exit_code, 4);
+}
+
+TEST_F(CliTest, ASessionRemembersItsCache) {
+  EXPECT_EQ(Kvist({"sessions", "create", "narrow", "--cache", "static", "--window", "64", "--sinks",
+                   "4", "--kv-format", "f16"})
+                .exit_code,
+            0);
+  const json cache = JsonOf({"sessions", "narrow"})["cache"];
+  EXPECT_EQ(cache, json({{"allocation", "static"},
+                         {"window_tokens", 64},
+                         {"sink_tokens", 4},
+                         {"kv_format", "f16"}}));
+  EXPECT_EQ(Kvist({"sessions", "delete", "narrow"}).exit_code, 0);
 }
 
 TEST_F(CliTest, BlocksShowsWorkersAndTheirBlocks) {

@@ -130,9 +130,25 @@ TEST(ValidateTest, StopAndOtherFieldsAtTheLimitAndOneOver) {
       {[](R& r) { r.priority = 101; }, "priority"},
       {[](R& r) { r.priority = -100; }, ""},
       {[](R& r) { r.priority = -101; }, "priority"},
-      {[](R& r) { r.cache.kind = 2; }, ""},
-      {[](R& r) { r.cache.kind = 3; }, "cache.kind"},
-      {[](R& r) { r.cache.kind = -1; }, "cache.kind"},
+      {[](R& r) { r.cache.allocation = 3; }, ""},
+      {[](R& r) { r.cache.allocation = 4; }, "cache.allocation"},
+      {[](R& r) { r.cache.allocation = -1; }, "cache.allocation"},
+      {[](R& r) {
+         r.cache.attention = {16, 15};
+       },
+       ""},
+      {[](R& r) {
+         r.cache.attention = {15, 0};
+       },
+       "cache.attention.window_tokens"},
+      {[](R& r) {
+         r.cache.attention = {0, 4};
+       },
+       "cache.attention.sink_tokens"},
+      {[](R& r) {
+         r.cache.attention = {16, 16};
+       },
+       "cache.attention.sink_tokens"},
       {[](R& r) { r.id = RequestId(std::string(64, 'a')); }, ""},
       {[](R& r) { r.id = RequestId(std::string(65, 'a')); }, "request_id"},
       {[](R& r) { r.id = RequestId("a b"); }, "request_id"},

@@ -68,7 +68,8 @@ class SessionStoreTest : public testing::TestWithParam<Implementation> {
 
 TEST_P(SessionStoreTest, ReturnsWhatWasStoredFieldByField) {
   StoredSession session = Session("a.B_-9", {0, 1, 2147483647});
-  session.record.cache_kind = "none";
+  session.record.allocation = "none";
+  session.record.attention = {.window_tokens = 64, .sink_tokens = 4};
   session.record.kv_format = "f32";
   session.record.version = 0xffffffffffffffff;
   session.record.time_to_live_ms = 5;

@@ -145,6 +145,9 @@ TEST_F(SqliteStoreTest, AStoreOfVersionOneIsTakenOver) {
     const auto old = SqliteDatabase::Open(file_);
     ASSERT_TRUE((*old)
                     ->Execute("ALTER TABLE sessions DROP COLUMN last_answer_text_bytes;"
+                              "ALTER TABLE sessions DROP COLUMN window_tokens;"
+                              "ALTER TABLE sessions DROP COLUMN sink_tokens;"
+                              "ALTER TABLE sessions RENAME COLUMN allocation TO cache_kind;"
                               "PRAGMA user_version = 1")
                     .ok());
   }

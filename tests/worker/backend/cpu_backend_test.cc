@@ -244,6 +244,21 @@ TEST_F(CpuBackendBatchTest, BlocksBehindTheWindowNeedNotBeThere) {
   EXPECT_EQ(backend_->Run(batch).status().code(), absl::StatusCode::kInternal);
 }
 
+TEST_F(CpuBackendBatchTest, ASequencesOwnWindowAndSinksSayWhichBlocksMustBeThere) {
+  const std::vector<int32_t> given_up = {-1, 1, 2};
+  Batch batch = Good();
+  worker::SequenceSlice& slice = batch.slices[0];
+  slice.first_position = 40;  // sees 25 and up
+  slice.block_tables = {given_up, given_up};
+  EXPECT_EQ(backend_->Run(batch).status().code(), absl::StatusCode::kInternal);
+  slice.attention = {.window_tokens = 16};
+  EXPECT_TRUE(backend_->Run(batch).ok());
+  slice.attention.sink_tokens = 1;
+  EXPECT_EQ(backend_->Run(batch).status().code(), absl::StatusCode::kInternal);
+  slice.block_tables[0] = tables_[0];  // the group with a window of its own has no sinks
+  EXPECT_TRUE(backend_->Run(batch).ok());
+}
+
 TEST_F(CpuBackendBatchTest, WhatBreaksALimitIsInternalAndChangesNothing) {
   std::vector<int32_t> bad_token = {1, 2, 300};
   std::vector<int32_t> negative_token = {-1};
@@ -270,6 +285,9 @@ TEST_F(CpuBackendBatchTest, WhatBreaksALimitIsInternalAndChangesNothing) {
       {"logits_from", [](Batch& b) { b.slices[1].logits_from = -1; }},
       {"layer groups", [](Batch& b) { b.slices[1].block_tables.pop_back(); }},
       {"not served", [](Batch& b) { b.slices[1].kv_format = KvFormat::kBF16; }},
+      {"window", [](Batch& b) { b.slices[1].attention.window_tokens = 15; }},
+      {"window", [](Batch& b) { b.slices[1].attention.window_tokens = 65; }},
+      {"sink", [](Batch& b) { b.slices[1].attention.sink_tokens = 1; }},
       {"block table has 2", [&](Batch& b) { b.slices[1].block_tables[1] = short_table; }},
       {"is 8", [&](Batch& b) { b.slices[1].block_tables[0] = high_block; }},
       {"is -1", [&](Batch& b) { b.slices[1].block_tables[1] = negative_block; }},

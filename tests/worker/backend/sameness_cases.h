@@ -30,9 +30,10 @@ inline std::vector<int32_t> RandomTokens(const worker::Backend& backend, size_t 
 // Logits after every token of `tokens`, alone and a token at a time: what everything is compared
 // with.
 inline LogitRows RunTokenByToken(worker::Backend& backend, const std::vector<int32_t>& tokens,
-                                 worker::KvFormat format) {
+                                 worker::KvFormat format,
+                                 const cache_manager::AttentionSpan& attention = {}) {
   BlockSource blocks(backend);
-  TestSequence sequence(backend, blocks, format);
+  TestSequence sequence(backend, blocks, format, attention);
   LogitRows rows;
   for (const int32_t& token : tokens) rows.push_back(sequence.Run({&token, 1}, 1)[0]);
   return rows;
@@ -40,9 +41,10 @@ inline LogitRows RunTokenByToken(worker::Backend& backend, const std::vector<int
 
 // Logits after every token, in chunks of random sizes up to `most`.
 inline LogitRows RunInChunks(worker::Backend& backend, const std::vector<int32_t>& tokens,
-                             worker::KvFormat format, size_t most, std::mt19937_64& random) {
+                             worker::KvFormat format, size_t most, std::mt19937_64& random,
+                             const cache_manager::AttentionSpan& attention = {}) {
   BlockSource blocks(backend, random() | 1);
-  TestSequence sequence(backend, blocks, format);
+  TestSequence sequence(backend, blocks, format, attention);
   LogitRows rows;
   for (size_t begin = 0; begin < tokens.size();) {
     const size_t count = std::min<size_t>(tokens.size() - begin, 1 + random() % most);

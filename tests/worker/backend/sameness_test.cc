@@ -93,6 +93,39 @@ TEST_P(SamenessTest, BatchMatesDoNotChangeASequence) {
   }
 }
 
+TEST_P(SamenessTest, WindowsAndSinksGiveTheSameBitsInChunksOfAnySizeAndOnAnyKernels) {
+  using cache_manager::AttentionSpan;
+  const auto backend = Open(Options());
+  const std::vector<int32_t> tokens = RandomTokens(*backend, GetParam().tokens, random_);
+  const LogitRows full = RunTokenByToken(*backend, tokens, KvFormat::kF16);
+  // A model of full size is slow on the reference table, and no other code than the tiny ones.
+  const bool tiny = !GetParam().golden.empty();
+  std::vector<AttentionSpan> spans = {{20, 3}};
+  if (tiny) spans.insert(spans.end(), {{16, 0}, {33, 17}});
+  for (const AttentionSpan& span : spans) {
+    SCOPED_TRACE(cache_manager::AttentionText(span));
+    const LogitRows want = RunTokenByToken(*backend, tokens, KvFormat::kF16, span);
+    // Up to the window's length everything is seen; behind it something is missing.
+    const size_t window = static_cast<size_t>(span.window_tokens);
+    ExpectSameBits({want.begin(), want.begin() + static_cast<std::ptrdiff_t>(window)},
+                   {full.begin(), full.begin() + static_cast<std::ptrdiff_t>(window)});
+    if (tokens.size() > window + static_cast<size_t>(span.sink_tokens)) {
+      EXPECT_NE(want.back(), full.back());
+    }
+    for (const size_t most : {3, 17, 64}) {
+      ExpectSameBits(RunInChunks(*backend, tokens, KvFormat::kF16, most, random_, span), want);
+    }
+    if (!tiny) continue;
+    for (const worker::KernelTable* kernels : worker::AvailableKernels()) {
+      CpuBackendOptions options = Options();
+      options.kernels = std::string(kernels->name);
+      options.block_tokens = 32;
+      const auto other = Open(options);
+      ExpectSameBits(RunInChunks(*other, tokens, KvFormat::kF16, 256, random_, span), want);
+    }
+  }
+}
+
 TEST_P(SamenessTest, ThreadsBlockSizesAndKernelsDoNotChangeBits) {
   const auto first = Open(Options());
   const std::vector<std::vector<int32_t>> sequences = {

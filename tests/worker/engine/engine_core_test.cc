@@ -155,13 +155,123 @@ TEST_F(EngineCoreTest, KindNoneKeepsNothingAndGivesTheSame) {
   auto paged = Add(request);
   RunToEnd();
   const uint64_t before = control->tokens;
-  request.cache.kind = CacheKind::kNone;
+  request.cache.allocation = Allocation::kNone;
   auto none = Add(request);
   RunToEnd();
   EXPECT_EQ(none->ids, paged->ids);
   EXPECT_EQ(none->finished->cached_tokens, 0);
   EXPECT_EQ(control->tokens - before, 10u * 100u + 45u);  // 100, 101, ... 109
   EXPECT_THAT(none->progress, ElementsAre(64, 100));
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, AWindowedSequenceOutlivesThePoolAndGivesTheSameCachedOrNot) {
+  backend.num_blocks = 8;
+  options.max_step_tokens = 64;
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(200, 4), 100);
+  request.cache.attention = {.window_tokens = 48, .sink_tokens = 5};
+  auto cold = Add(request);
+  RunToEnd();
+  EXPECT_EQ(cold->ids, ByDefinition(backend, request));
+  auto warm = Add(request);
+  RunToEnd();
+  EXPECT_EQ(warm->ids, cold->ids);
+  request.cache.allocation = Allocation::kNone;
+  auto none = Add(request);
+  RunToEnd();
+  EXPECT_EQ(none->ids, cold->ids);
+  request.cache.attention = {};
+  EXPECT_EQ(PrepareRequest(core->limits(), &request).code(), absl::StatusCode::kOutOfRange);
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, SequencesOfDifferentSpansShareNothing) {
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(100, 4), 3);
+  for (const cache_manager::AttentionSpan span :
+       {cache_manager::AttentionSpan{}, {64, 0}, {64, 4}, {65, 4}}) {
+    request.cache.attention = span;
+    auto first = Add(request);
+    RunToEnd();
+    EXPECT_EQ(first->finished->cached_tokens, 0);
+    auto second = Add(request);
+    RunToEnd();
+    EXPECT_EQ(second->finished->cached_tokens, 99);
+    EXPECT_EQ(second->ids, ByDefinition(backend, request));
+  }
+}
+
+TEST_F(EngineCoreTest, ContradictingSpansAreRefused) {
+  Make();
+  for (const cache_manager::AttentionSpan span :
+       {cache_manager::AttentionSpan{15, 0}, {513, 0}, {0, 1}, {64, 64}, {-64, 0}}) {
+    GenerateRequest request = RequestOf("a", Ids(10, 1), 3);
+    request.cache.attention = span;
+    EXPECT_EQ(PrepareRequest(core->limits(), &request).code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST_F(EngineCoreTest, AStaticRequestIsNeverPreemptedAndOthersAre) {
+  backend.num_blocks = 12;
+  Make();
+  std::vector<GenerateRequest> requests;
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 4; ++i) {
+    requests.push_back(RequestOf(Numbered("r", i), Ids(20, i), 70));
+    // The last of all, which would be the first to go.
+    if (i == 3) requests.back().cache.allocation = Allocation::kStatic;
+    requests.back().priority = i == 3 ? -1 : 0;
+    sinks.push_back(Add(requests.back()));
+  }
+  RunToEnd();
+  EXPECT_GT(core->stats().preemptions, 0u);
+  EXPECT_EQ(sinks[3]->finished->preemptions, 0);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(sinks[i]->ids, ByDefinition(backend, requests[i]));
+  EXPECT_EQ(core->stats().requests[static_cast<size_t>(Allocation::kStatic)], 1u);
+  EXPECT_EQ(core->stats().requests[static_cast<size_t>(Allocation::kPaged)], 3u);
+  ExpectNothingActive();
+}
+
+TEST_F(EngineCoreTest, AStaticRequestThatCanNeverBePromisedIsToldHowMuchCan) {
+  backend.num_blocks = 12;
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(60, 1), 37);  // stores 96: 6 of 12 blocks
+  request.cache.allocation = Allocation::kStatic;
+  EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
+  request.stop.max_new_tokens = 38;
+  const absl::Status status = PrepareRequest(core->limits(), &request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(DetailsOf(status).field, "cache.allocation");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("96 can be promised"));
+  request.cache.attention = {.window_tokens = 32};
+  EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
+}
+
+TEST_F(EngineCoreTest, AStaticRequestWaitsUntilItCanBePromised) {
+  backend.num_blocks = 12;
+  Make();
+  GenerateRequest request = RequestOf("a", Ids(40, 1), 41);  // 5 blocks of 6
+  request.cache.allocation = Allocation::kStatic;
+  auto first = Add(request);
+  request.id = RequestId("b");
+  request.prompt_ids = Ids(40, 2);
+  request.session = SessionId("s");
+  auto second = Add(request);
+  Step();
+  EXPECT_EQ(core->state().pools[0]->Counts().active, 3);
+  EXPECT_EQ(core->state().pools[0]->Counts().reserved, 2);
+  EXPECT_TRUE(second->progress.empty());
+  while (!first->finished.has_value()) Step();
+  EXPECT_TRUE(second->ids.empty());
+  Step();
+  EXPECT_EQ(second->ids.size(), 1u);
+  const auto& sessions = core->state().sessions;
+  EXPECT_EQ(sessions.HoldingAt(0, 0).partial_blocks, 1u);
+  EXPECT_EQ(sessions.HoldingAt(0, 0).reserved_blocks, 2u);
+  RunToEnd();
+  EXPECT_EQ(sessions.HoldingAt(0, 0).reserved_blocks, 0u);
+  EXPECT_EQ(second->ids, ByDefinition(backend, request));
   ExpectNothingActive();
 }
 

@@ -2,7 +2,9 @@
 // windows, formats, kinds, priorities, sessions, cancels and deadlines; invariants after each step,
 // and a mirror fed with the events.
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -22,6 +24,7 @@
 namespace kvist::worker {
 namespace {
 
+using cache_manager::AttentionSpan;
 using cache_manager::BlockKey;
 
 // What the events say, kept as simply as can be.
@@ -162,7 +165,7 @@ class Load {
     }
     CheckEnd();
   }
-  const EngineStats stats() const { return core_->stats(); }
+  EngineStats stats() const { return core_->stats(); }
 
  private:
   uint64_t Below(uint64_t n) { return random_() % n; }
@@ -186,9 +189,8 @@ class Load {
     }
     if (Below(3) == 0) request.stop.stop_ids = {static_cast<int32_t>(Below(64)), 5};
     if (Below(4) == 0) request.stop.min_new_tokens = request.stop.max_new_tokens / 2;
-    if (Below(8) == 0) request.cache.kind = CacheKind::kNone;
-    if (Below(3) == 0) request.cache.kv_format = backend_.formats.back();
-    if (Below(4) == 0) request.priority = static_cast<int32_t>(Below(3)) - 1;
+    request.cache = RandomCache();
+    if (Below(4) == 0) request.priority = static_cast<int32_t>(Below(5)) - 2;
     request.tenant_salt = Below(5) == 0 ? "other" : "";
     if (Below(2) == 0) request.session = SessionId(Numbered("s", static_cast<int>(Below(20))));
     if (Below(100) < 50 * options_.cancel_share) {
@@ -197,9 +199,30 @@ class Load {
     return request;
   }
 
+  CacheOptions RandomCache() {
+    CacheOptions cache;
+    if (Below(8) == 0) cache.allocation = Allocation::kNone;
+    if (Below(4) == 0) cache.allocation = Allocation::kStatic;
+    if (Below(3) == 0) {
+      // Few different ones, so that sequences share blocks.
+      const AttentionSpan spans[] = {{16, 0}, {16, 3}, {30, 0}, {48, 20}, {100, 4}};
+      cache.attention = spans[Below(std::size(spans))];
+    }
+    if (Below(3) == 0) cache.kv_format = backend_.formats.back();
+    return cache;
+  }
+
   void AddRequest(int number) {
     GenerateRequest request = RandomRequest(number);
-    ASSERT_TRUE(PrepareRequest(core_->limits(), &request).ok());
+    absl::Status prepared = PrepareRequest(core_->limits(), &request);
+    if (prepared.code() == absl::StatusCode::kOutOfRange) {
+      // What can never be promised is taken without a promise.
+      ASSERT_EQ(request.cache.allocation, Allocation::kStatic) << prepared;
+      request.cache.allocation = Allocation::kPaged;
+      prepared = PrepareRequest(core_->limits(), &request);
+    }
+    ASSERT_TRUE(prepared.ok()) << prepared;
+    ++by_allocation_[static_cast<size_t>(request.cache.allocation)];
     auto sink = std::make_shared<RecordingSink>();
     all_.push_back({request, sink});
     core_->Add(request, sink, clock_.Now());
@@ -216,6 +239,9 @@ class Load {
       ASSERT_TRUE(r.sink->finished.has_value());
       const FinishInfo& info = *r.sink->finished;
       ASSERT_NE(info.reason, FinishReason::kError) << info.status;
+      if (r.request.cache.allocation == Allocation::kStatic) {
+        ASSERT_EQ(info.preemptions, 0) << r.request.id.value() << " seed " << options_.seed;
+      }
       std::vector<int32_t> expected = ByDefinition(backend_, r.request);
       if (info.reason == FinishReason::kCancelled || info.reason == FinishReason::kDeadline) {
         ASSERT_LE(r.sink->ids.size(), expected.size());
@@ -229,6 +255,9 @@ class Load {
       EXPECT_EQ(pool->Counts().reserved, 0);
     }
     EXPECT_EQ(state.load.running_sequences + state.load.waiting_sequences, 0u);
+    for (size_t i = 0; i < kNumAllocations; ++i) {
+      EXPECT_EQ(core_->stats().requests[i], by_allocation_[i]);
+    }
     mirror_.ExpectEqual(state);
     mirror_.ExpectAllIdleWithoutUnnamedBlocks();
     EXPECT_TRUE(core_->CheckInvariants().ok()) << core_->CheckInvariants();
@@ -243,12 +272,13 @@ class Load {
   std::unique_ptr<EngineCore> core_;
   std::vector<std::vector<int32_t>> stems_;
   std::vector<Running> all_;
+  std::array<uint64_t, kNumAllocations> by_allocation_{};
   NaiveMirror mirror_;
 };
 
 TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
-  uint64_t preemptions = 0, hits = 0;
-  for (uint64_t seed = 1; seed <= Seeds(30); ++seed) {
+  uint64_t preemptions = 0, hits = 0, promised = 0;
+  for (uint64_t seed = 1; seed <= Seeds(50); ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
     Load load({.seed = seed, .longest_prompt = grows ? 40 : 120, .most_new = grows ? 160 : 40});
@@ -256,10 +286,12 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
     if (testing::Test::HasFatalFailure()) return;
     preemptions += load.stats().preemptions;
     hits += load.stats().prefix_tokens_hit;
+    promised += load.stats().requests[static_cast<size_t>(Allocation::kStatic)];
   }
   // The loads are worth nothing without these.
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
+  EXPECT_GT(promised, 100u);
 }
 
 TEST(EngineLoadTest, CancelsAndDeadlinesLeaveNothingBehind) {

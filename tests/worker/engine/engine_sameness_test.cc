@@ -113,6 +113,17 @@ class EngineSamenessTest : public ::testing::TestWithParam<std::string> {
     return requests;
   }
 
+  // The same, of all kinds.
+  std::vector<GenerateRequest> MixedRequests() {
+    std::vector<GenerateRequest> requests = Requests();
+    requests[0].cache.allocation = Allocation::kStatic;
+    requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+    requests[3].cache.allocation = Allocation::kNone;
+    requests[4].cache = {.allocation = Allocation::kStatic, .attention = {18, 17}};
+    requests[5].cache = {.allocation = Allocation::kNone, .attention = {20, 0}};
+    return requests;
+  }
+
   SimulatedClock clock_;
 };
 
@@ -135,7 +146,7 @@ TEST_P(EngineSamenessTest, EveryArrangementGivesTheSameAlone) {
 }
 
 TEST_P(EngineSamenessTest, MixedBatchesGiveTheSameAsAlone) {
-  const std::vector<GenerateRequest> requests = Requests();
+  const std::vector<GenerateRequest> requests = MixedRequests();
   auto core = MakeCore({.threads = 2, .max_step_tokens = 40});
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (const GenerateRequest& request : requests) {
@@ -166,13 +177,42 @@ TEST_P(EngineSamenessTest, APrefixHitGivesTheSameAsACold) {
 TEST_P(EngineSamenessTest, WithoutACacheItIsTheSame) {
   for (GenerateRequest request : Requests()) {
     const Answer paged = RunCold({}, request);
-    request.cache.kind = CacheKind::kNone;
+    request.cache.allocation = Allocation::kNone;
     EXPECT_TRUE(RunCold({.max_step_tokens = 32}, request).SameTokensAndBits(paged));
   }
 }
 
+TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
+  GenerateRequest request = Requests()[5];
+  const Answer full = RunCold({}, request);
+  request.cache.allocation = Allocation::kStatic;
+  EXPECT_TRUE(RunCold({.max_step_tokens = 32}, request).SameTokensAndBits(full));
+  for (const cache_manager::AttentionSpan span :
+       {cache_manager::AttentionSpan{16, 0}, {40, 3}, {40, 18}}) {
+    request.cache = {.attention = span};
+    const Answer expected = RunCold({}, request);
+    EXPECT_FALSE(expected.SameTokensAndBits(full));
+    // A pool that holds the window and not the sequence.
+    auto core = MakeCore({.blocks_per_pool = 9, .threads = 2, .max_step_tokens = 30});
+    for (const Allocation allocation :
+         {Allocation::kPaged, Allocation::kNone, Allocation::kPaged, Allocation::kStatic}) {
+      request.cache.allocation = allocation;
+      if (allocation == Allocation::kStatic) core = MakeCore({.blocks_per_pool = 16});
+      EXPECT_TRUE(RunAlone(*core, request).SameTokensAndBits(expected))
+          << cache_manager::AttentionText(span) << static_cast<int>(allocation);
+    }
+    request.cache.allocation = Allocation::kPaged;
+    EXPECT_TRUE(
+        RunCold({.block_tokens = 64, .max_step_tokens = 7}, request).SameTokensAndBits(expected));
+    EXPECT_TRUE(RunCold({.kernels = "scalar"}, request).SameTokensAndBits(expected));
+  }
+}
+
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
-  const std::vector<GenerateRequest> requests = Requests();
+  std::vector<GenerateRequest> requests = Requests();
+  requests[0].cache.allocation = Allocation::kStatic;
+  requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+  requests[3].cache.allocation = Allocation::kNone;
   auto core = MakeCore({.blocks_per_pool = 9});
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (size_t i = 0; i < requests.size(); ++i) {

@@ -22,6 +22,7 @@ struct AttentionShape {
   int64_t length = 40;  // positions written
   int64_t block_tokens = 16;
   int64_t window = 0;
+  int64_t sinks = 0;
 };
 
 inline float RoundToFormat(KvFormat format, float value) {
@@ -89,6 +90,7 @@ inline AttentionTask TaskOf(const AttentionShape& shape, PagedSequence& sequence
   task.queries = queries;
   task.first_position = first;
   task.window = shape.window;
+  task.sinks = shape.sinks;
   task.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   task.q = q.data() + first * stride;
   task.q_stride = stride;
@@ -121,7 +123,10 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
   const int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
   const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
   std::vector<double> scores;
-  for (int64_t p = first; p <= position; ++p) {
+  std::vector<int64_t> seen;
+  for (int64_t p = 0; p <= position; ++p) {
+    if (p < first && p >= shape.sinks) continue;
+    seen.push_back(p);
     double dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
       dot +=
@@ -137,7 +142,7 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
     const double weight = std::exp(scores[i] - largest);
     sum += weight;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      const auto at = static_cast<size_t>((first + static_cast<int64_t>(i)) * shape.head_dim + d);
+      const auto at = static_cast<size_t>(seen[i] * shape.head_dim + d);
       out[static_cast<size_t>(d)] += weight * RoundToFormat(shape.format, sequence.values[at]);
     }
   }

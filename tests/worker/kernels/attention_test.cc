@@ -22,12 +22,24 @@ INSTANTIATE_TEST_SUITE_P(Tables, AttentionTest, testing::ValuesIn(AvailableKerne
 
 std::vector<AttentionShape> Shapes() {
   return {
-      {KvFormat::kF16, 64, 3, 40, 16, 0},    {KvFormat::kF32, 64, 1, 300, 32, 0},
-      {KvFormat::kBF16, 128, 2, 530, 64, 0}, {KvFormat::kF16, 256, 4, 300, 16, 0},
-      {KvFormat::kF32, 16, 4, 33, 128, 0},   {KvFormat::kF16, 32, 3, 270, 16, 20},
-      {KvFormat::kBF16, 64, 1, 600, 32, 16}, {KvFormat::kF16, 64, 3, 1050, 16, 512},
-      {KvFormat::kF32, 40, 2, 100, 16, 1},   {KvFormat::kF16, 8, 8, 50, 16, 17},
+      {KvFormat::kF16, 64, 3, 40, 16, 0},
+      {KvFormat::kF32, 64, 1, 300, 32, 0},
+      {KvFormat::kBF16, 128, 2, 530, 64, 0},
+      {KvFormat::kF16, 256, 4, 300, 16, 0},
+      {KvFormat::kF32, 16, 4, 33, 128, 0},
+      {KvFormat::kF16, 32, 3, 270, 16, 20},
+      {KvFormat::kBF16, 64, 1, 600, 32, 16},
+      {KvFormat::kF16, 64, 3, 1050, 16, 512},
+      {KvFormat::kF32, 40, 2, 100, 16, 1},
+      {KvFormat::kF16, 8, 8, 50, 16, 17},
       {KvFormat::kF16, 64, 3, 600, 16, 257},
+      // Sinks in the window's first page, at page ends, over several pages and splits.
+      {KvFormat::kF16, 64, 3, 90, 16, 16, 4},
+      {KvFormat::kF32, 16, 4, 200, 32, 40, 16},
+      {KvFormat::kBF16, 64, 2, 700, 16, 100, 17},
+      {KvFormat::kF16, 32, 3, 1100, 64, 300, 299},
+      {KvFormat::kF16, 8, 1, 300, 16, 257, 1},
+      {KvFormat::kF32, 40, 2, 540, 16, 33, 32},
   };
 }
 

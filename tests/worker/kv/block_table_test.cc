@@ -1,5 +1,6 @@
 #include "worker/kv/block_table.h"
 
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 namespace kvist::worker {
 namespace {
 
+using cache_manager::AttentionSpan;
 using cache_manager::BlockKey;
 using cache_manager::BlockPool;
 using cache_manager::EventLog;
@@ -50,8 +52,13 @@ class BlockTableTest : public testing::Test {
                                       });
     root = cache_manager::RootKey({.model_fingerprint = "m", .attention = "full"});
   }
-  SequenceBlocks New(Sharing sharing = Sharing::kShared) {
-    return SequenceBlocks(cache.get(), root, sharing, 1000);
+  SequenceBlocks New(Sharing sharing = Sharing::kShared, const AttentionSpan& attention = {}) {
+    return SequenceBlocks(
+        cache.get(),
+        {.root = root, .sharing = sharing, .attention = attention, .max_tokens = 1000});
+  }
+  SequenceBlocks NewWindowed(const AttentionSpan& attention) {
+    return New(Sharing::kShared, attention);
   }
   // Grows to all tokens and says that they were written.
   void Write(SequenceBlocks& blocks, const std::vector<int32_t>& tokens) {
@@ -61,8 +68,8 @@ class BlockTableTest : public testing::Test {
     Check(blocks);
   }
   // A sequence of these tokens comes and goes.
-  void Leave(const std::vector<int32_t>& tokens) {
-    SequenceBlocks blocks = New();
+  void Leave(const std::vector<int32_t>& tokens, const AttentionSpan& attention = {}) {
+    SequenceBlocks blocks = NewWindowed(attention);
     Write(blocks, tokens);
     blocks.Release(tokens);
     Check(blocks);
@@ -202,12 +209,12 @@ TEST_F(BlockTableTest, GrowingGivesAllGroupsTheSameLengthOrLess) {
   EXPECT_EQ(blocks.GrowTo(100), 48);
   EXPECT_EQ(Active(0), 3);
   EXPECT_EQ(blocks.GrowTo(100), 48);
-  EXPECT_EQ(cache->CapacityTokens(), 48);
+  EXPECT_EQ(cache->CapacityTokens({}), 48);
 }
 
 TEST_F(BlockTableTest, AWindowedPoolThatHoldsItsWindowHasNoCapacityLimit) {
   Make({0, 20, 16}, {10, 3, 2});
-  EXPECT_EQ(cache->CapacityTokens(), 160);
+  EXPECT_EQ(cache->CapacityTokens({}), 160);
   SequenceBlocks blocks = New();
   EXPECT_TRUE(blocks.Fits(160, 0));
   for (int64_t n = 1; n <= 160; ++n) Write(blocks, Tokens(n));
@@ -215,10 +222,146 @@ TEST_F(BlockTableTest, AWindowedPoolThatHoldsItsWindowHasNoCapacityLimit) {
 
 TEST_F(BlockTableTest, AWindowedPoolBelowItsWindowIsTheLimit) {
   Make({0, 20}, {10, 2});
-  EXPECT_EQ(cache->CapacityTokens(), 32);
+  EXPECT_EQ(cache->CapacityTokens({}), 32);
   SequenceBlocks blocks = New();
   EXPECT_TRUE(blocks.Fits(32, 0));
   EXPECT_FALSE(blocks.Fits(33, 0));
+}
+
+TEST_F(BlockTableTest, ASequencesOwnWindowKeepsItsSinksAndOutlivesThePool) {
+  Make({0}, {5});
+  constexpr AttentionSpan kSpan{.window_tokens = 32, .sink_tokens = 4};
+  EXPECT_EQ(cache->CapacityTokens({}), 80);
+  EXPECT_EQ(cache->CapacityTokens(kSpan), std::numeric_limits<int64_t>::max());
+  // A sink block and two of the window, and one more to start the next in.
+  EXPECT_EQ(cache->CapacityTokens({.window_tokens = 64, .sink_tokens = 4}), 80);
+  SequenceBlocks blocks = NewWindowed(kSpan);
+  EXPECT_TRUE(blocks.Fits(1000, 1));
+  EXPECT_FALSE(blocks.Fits(1000, 2));
+  for (int64_t n = 1; n <= 300; ++n) {
+    Write(blocks, Tokens(n));
+    EXPECT_LE(Active(0), 4);
+  }
+  EXPECT_GE(blocks.table(0)[0], 0);
+  EXPECT_EQ(blocks.table(0)[1], -1);
+  EXPECT_EQ(blocks.table(0)[15], -1);
+  EXPECT_GE(blocks.table(0)[16], 0);  // tokens 256 and up: 268 is the first that 299 sees
+}
+
+TEST_F(BlockTableTest, InAGroupWithItsOwnWindowTheNarrowerHoldsAndThereAreNoSinks) {
+  Make({0, 20, 200}, {20, 20, 20});
+  SequenceBlocks blocks = NewWindowed({.window_tokens = 64, .sink_tokens = 4});
+  for (int64_t n = 1; n <= 160; ++n) Write(blocks, Tokens(n));
+  EXPECT_EQ(Active(0), 1 + 4);
+  EXPECT_EQ(Active(1), 2);
+  EXPECT_EQ(Active(2), 4);
+}
+
+TEST_F(BlockTableTest, AHitNeedsTheSinksAndTheLastWindow) {
+  Make({0}, {20});
+  constexpr AttentionSpan kSpan{.window_tokens = 32, .sink_tokens = 20};
+  Leave(Tokens(160), kSpan);
+  Evict(0, Tokens(160), 9);
+  Evict(0, Tokens(160), 8);
+  // A hole between the sinks (blocks 0 and 1) and the window of 128 tokens (6 and 7).
+  pools[0]->Find(cache_manager::KeysOf(root, Tokens(160), kBlock)[6]).Reset();
+  SequenceBlocks blocks = NewWindowed(kSpan);
+  EXPECT_EQ(blocks.MatchBlocks(Tokens(200), 199), 128);
+  EXPECT_EQ(Active(0), 4);
+  EXPECT_THAT(blocks.table(0).subspan(2, 4), ElementsAre(-1, -1, -1, -1));
+  Check(blocks);
+  blocks.Discard();
+  // Blocks 2 to 7 go, from the leaf on; what is left ends with the sinks.
+  for (size_t block = 7; block >= 2; --block) Evict(0, Tokens(160), block);
+  EXPECT_EQ(blocks.MatchBlocks(Tokens(200), 199), 32);
+  blocks.Discard();
+  Evict(0, Tokens(160), 1);
+  EXPECT_EQ(blocks.MatchBlocks(Tokens(200), 199), 16);
+  Check(blocks);
+}
+
+TEST_F(BlockTableTest, AMissingSinkBlockRulesOutTheMatch) {
+  Make({0}, {6});
+  Leave(Tokens(96));
+  {
+    // With the others in use, the first one is what goes for a new block.
+    std::vector<cache_manager::BlockRef> used;
+    for (const BlockKey& key : cache_manager::KeysOf(root, Tokens(96), kBlock)) {
+      used.push_back(pools[0]->Find(key));
+    }
+    used[0].Reset();
+    EXPECT_TRUE(pools[0]->Allocate().ok());
+  }
+  SequenceBlocks blocks = NewWindowed({.window_tokens = 32});
+  EXPECT_EQ(blocks.MatchBlocks(Tokens(100), 99), 96);
+  SequenceBlocks with_sinks = NewWindowed({.window_tokens = 32, .sink_tokens = 4});
+  EXPECT_EQ(with_sinks.MatchBlocks(Tokens(100), 99), 0);
+  Check(with_sinks);
+}
+
+TEST_F(BlockTableTest, APromiseIsKeptWhateverOthersTake) {
+  Make({0}, {20});
+  SequenceBlocks blocks = New();
+  EXPECT_EQ(cache->PromisableTokens({}), 160);
+  EXPECT_FALSE(blocks.Reserve(161, 0));
+  EXPECT_FALSE(blocks.Reserve(160, 11));
+  ASSERT_TRUE(blocks.Reserve(160, 10));
+  EXPECT_EQ(blocks.ReservedBlocks(0), 10);
+  SequenceBlocks other = New();
+  EXPECT_EQ(other.GrowTo(1000), 160);
+  EXPECT_EQ(pools[0]->Available(), 0);
+  for (int64_t n = 1; n <= 160; ++n) Write(blocks, Tokens(n));
+  EXPECT_EQ(blocks.ReservedBlocks(0), 0);
+  EXPECT_EQ(blocks.GrowTo(161), 160);
+  blocks.Release(Tokens(160));
+  Check(blocks);
+  EXPECT_TRUE(blocks.Reserve(160, 0));
+}
+
+TEST_F(BlockTableTest, AMatchCountsTowardsThePromise) {
+  Make({0}, {20});
+  Leave(Tokens(100));
+  SequenceBlocks blocks = New();
+  EXPECT_EQ(blocks.MatchBlocks(Tokens(120), 119), 96);
+  ASSERT_TRUE(blocks.Reserve(160, 0));
+  EXPECT_EQ(blocks.ReservedBlocks(0), 4);
+  EXPECT_EQ(blocks.MatchPartial(Tokens(120), 119), 4);
+  EXPECT_EQ(blocks.ReservedBlocks(0), 3);
+  SequenceBlocks second = New();
+  EXPECT_FALSE(second.Reserve(16, 0));
+  Check(blocks);
+}
+
+TEST_F(BlockTableTest, WhatAWindowGivesUpComesBackToThePromise) {
+  Make({0}, {12});
+  constexpr AttentionSpan kSpan{.window_tokens = 32, .sink_tokens = 4};
+  EXPECT_EQ(cache->PromisableTokens(kSpan), std::numeric_limits<int64_t>::max());
+  SequenceBlocks blocks = NewWindowed(kSpan);
+  ASSERT_TRUE(blocks.Reserve(300, 0));
+  EXPECT_EQ(blocks.ReservedBlocks(0), 4);
+  SequenceBlocks other = New();
+  EXPECT_EQ(other.GrowTo(1000), 128);
+  for (int64_t n = 1; n <= 300; ++n) {
+    Write(blocks, Tokens(n));
+    EXPECT_EQ(Active(0) - 8 + blocks.ReservedBlocks(0), 4);
+  }
+}
+
+TEST_F(BlockTableTest, APromiseWaitsForBlocksThatOthersStillUse) {
+  Make({0}, {8});
+  constexpr AttentionSpan kSpan{.window_tokens = 32};
+  SequenceBlocks blocks = NewWindowed(kSpan);
+  ASSERT_TRUE(blocks.Reserve(300, 0));
+  Write(blocks, Tokens(47));
+  SequenceBlocks reader = NewWindowed(kSpan);
+  EXPECT_EQ(reader.MatchBlocks(Tokens(40), 40), 32);
+  SequenceBlocks other = New();
+  EXPECT_EQ(other.GrowTo(1000), 80);
+  Write(blocks, Tokens(48));
+  EXPECT_EQ(blocks.GrowTo(49), 48);  // block 0, which was given up, is the reader's
+  reader.Discard();
+  EXPECT_EQ(blocks.GrowTo(49), 49);
+  Check(blocks);
 }
 
 TEST_F(BlockTableTest, ScratchIsNeitherMatchedNorKept) {

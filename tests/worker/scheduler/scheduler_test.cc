@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -12,13 +13,26 @@
 namespace kvist::worker {
 namespace {
 
+struct Job : Sequence {
+  int64_t left = 0;   // tokens to generate
+  int64_t named = 0;  // stored tokens that would be found again
+  int64_t arrival_step = 0;
+
+  int64_t AllTokens() const { return known_tokens + left; }
+};
+
 // Book-keeping of one pool of blocks of one token each.
 class FakeLedger final : public BlockLedger {
  public:
   explicit FakeLedger(int64_t blocks) : free(blocks) {}
 
   bool Admit(Sequence& sequence, int64_t spare_blocks) override {
-    return sequence.known_tokens + spare_blocks <= free;
+    if (sequence.preemptible) return sequence.known_tokens + spare_blocks <= free;
+    const int64_t all = static_cast<Job&>(sequence).AllTokens() - 1;
+    if (all + spare_blocks > free) return false;
+    held[&sequence] = all;
+    free -= all;
+    return true;
   }
   int64_t Grow(Sequence& sequence, int64_t tokens) override {
     int64_t& have = held[&sequence];
@@ -27,7 +41,13 @@ class FakeLedger final : public BlockLedger {
     free -= more;
     return std::min(tokens, have - sequence.stored_tokens);
   }
+  std::optional<int64_t> LossOf(const Sequence& victim, const Sequence&) const override {
+    const auto found = held.find(const_cast<Sequence*>(&victim));
+    if (found == held.end() || found->second == 0) return std::nullopt;
+    return victim.stored_tokens - static_cast<const Job&>(victim).named;
+  }
   void Preempt(Sequence& sequence) override {
+    EXPECT_TRUE(sequence.preemptible);
     GiveBack(sequence);
     ++preempted[&sequence];
   }
@@ -40,10 +60,6 @@ class FakeLedger final : public BlockLedger {
   int64_t free;
   std::map<Sequence*, int64_t> held;
   std::map<Sequence*, int> preempted;
-};
-
-struct Job : Sequence {
-  int64_t left = 0;  // tokens to generate
 };
 
 class SchedulerTest : public testing::Test {
@@ -61,12 +77,19 @@ class SchedulerTest : public testing::Test {
     job->left = generate;
     job->priority = priority;
     job->arrival = jobs.size();
+    job->arrival_step = steps;
     scheduler->Add(job);
+    return job;
+  }
+  Job* AddStatic(int64_t prompt, int64_t generate, int32_t priority = 0) {
+    Job* job = Add(prompt, generate, priority);
+    job->preemptible = false;
     return job;
   }
   // Schedules, and plays the engine. Returns whether anything ran.
   bool Step() {
     scheduler->Schedule(&plan);
+    ++steps;
     free_when_planned = ledger->free;
     int64_t total = 0;
     for (const ScheduledChunk& chunk : plan.chunks) {
@@ -99,6 +122,7 @@ class SchedulerTest : public testing::Test {
   std::vector<std::unique_ptr<Job>> jobs;
   Plan plan;
   int64_t free_when_planned = 0;
+  int64_t steps = 0;
 };
 
 TEST_F(SchedulerTest, DecodesComeFirstAndPrefillTakesTheRest) {
@@ -183,6 +207,142 @@ TEST_F(SchedulerTest, AVictimThatWasPlannedLeavesThePlan) {
   EXPECT_EQ(plan.preemptions, 1);
 }
 
+TEST_F(SchedulerTest, AmongEqualsTheVictimLosesLeast) {
+  Make(33, 8, 64);
+  Job* first = Add(10, 20);
+  Job* cheap = Add(10, 20);
+  Job* dear = Add(10, 20);
+  while (ledger->preempted.empty()) {
+    cheap->named = 5;
+    dear->named = 4;
+    ASSERT_TRUE(Step());
+  }
+  EXPECT_TRUE(ledger->preempted.contains(cheap));
+  EXPECT_EQ(dear->state, SequenceState::kDecode);
+  EXPECT_FALSE(ledger->preempted.contains(first));
+}
+
+TEST_F(SchedulerTest, NobodyTakesWhatWasPromised) {
+  Make(30, 8, 64);
+  Job* first = Add(10, 15);
+  Job* promised = AddStatic(5, 10, -1);
+  for (int step = 0; step < 10; ++step) {
+    ASSERT_TRUE(Step());
+    EXPECT_GE(ledger->free + ledger->held[first], 16);
+  }
+  EXPECT_EQ(promised->left, 0);  // it moved in every step
+  EXPECT_EQ(first->left, 8);     // 16 blocks were not enough to go on
+  while (first->left > 0) ASSERT_TRUE(Step());
+  EXPECT_TRUE(ledger->preempted.empty());
+}
+
+TEST_F(SchedulerTest, APromiseThatIsNotThereYetIsTakenFromThoseBefore) {
+  Make(30, 8, 64);
+  Job* first = Add(6, 20);
+  Job* promised = AddStatic(4, 6);
+  Job* behind = Add(6, 20);
+  Step();
+  ASSERT_EQ(promised->state, SequenceState::kDecode);
+  // Somebody else still uses the blocks that it gave up.
+  ledger->held[promised] = 4;
+  ledger->held[first] = 10;
+  ledger->free = 0;
+  Step();
+  EXPECT_EQ(TokensOf(promised), 1);
+  EXPECT_TRUE(ledger->preempted.contains(behind));
+  EXPECT_FALSE(ledger->preempted.contains(first));
+  ledger->held[promised] = 5;
+  ledger->held[first] += ledger->free;
+  ledger->free = 0;
+  Step();
+  EXPECT_EQ(TokensOf(promised), 1);
+  EXPECT_TRUE(ledger->preempted.contains(first));
+}
+
+TEST_F(SchedulerTest, AWaitingPromiseThatDoesNotFitHoldsUpThoseBehind) {
+  Make(30, 8, 64);
+  Job* running = Add(10, 12);
+  Step();
+  Job* promised = AddStatic(10, 10);
+  Job* small = Add(1, 1);
+  for (int step = 0; step < 11; ++step) {
+    EXPECT_EQ(promised->state, SequenceState::kWaiting);
+    EXPECT_EQ(small->state, SequenceState::kWaiting);
+    ASSERT_TRUE(Step());
+  }
+  EXPECT_EQ(running->left, 0);
+  Step();
+  EXPECT_EQ(TokensOf(promised), 10);
+}
+
+TEST_F(SchedulerTest, ADecodeWaitsForAPromptNoLongerThanAStepOfTheBudget) {
+  Make(100000, 4, 40);
+  Job* decoding = Add(8, 100);
+  Step();
+  for (int i = 0; i < 3; ++i) Add(1000, 1, i);  // some of higher priority
+  for (int step = 0; step < 50; ++step) {
+    Step();
+    EXPECT_EQ(TokensOf(decoding), 1);
+    EXPECT_EQ(plan.total_tokens, 40);
+  }
+}
+
+TEST_F(SchedulerTest, AStreamOfHigherPriorityHoldsUpAnEarlierRequestOnlySoLong) {
+  Make(1000, 1, 16);
+  Add(4, 4, 3);
+  Job* low = Add(4, 4, -1);
+  int64_t taken_over = 0;
+  while (low->left > 0) {
+    ASSERT_LT(steps, 4 * kStepsPerPriority + 100);
+    // One more than can be served.
+    if (steps % 4 == 0) {
+      Add(4, 4, 3);
+      ++taken_over;
+    }
+    Step();
+  }
+  EXPECT_GE(steps, 4 * kStepsPerPriority);
+  EXPECT_GE(taken_over, kStepsPerPriority);
+}
+
+// The bound of scheduler.h, for everybody, under a load that never lets up.
+TEST_F(SchedulerTest, NobodyWaitsLongerThanTheHeaderSays) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 30; ++round) {
+    jobs.clear();
+    steps = 0;
+    Make(60, static_cast<int32_t>(1 + random() % 6), 8 + static_cast<int64_t>(random() % 20));
+    std::map<Job*, int64_t> tokens, ended;
+    while (steps < 1500) {
+      // Mostly of high priority, and more than is served.
+      if (jobs.size() - ended.size() < 12) {
+        const int32_t priority = random() % 4 == 0 ? static_cast<int32_t>(random() % 4) : 4;
+        const int64_t prompt = 1 + static_cast<int64_t>(random() % 20);
+        const int64_t generate = 1 + static_cast<int64_t>(random() % 20);
+        Job* job = random() % 5 == 0 ? AddStatic(prompt, generate, priority)
+                                     : Add(prompt, generate, priority);
+        tokens[job] = job->AllTokens();
+      }
+      ASSERT_TRUE(Step());
+      for (const auto& job : jobs) {
+        if (job->left == 0) ended.try_emplace(job.get(), steps);
+      }
+    }
+    for (const auto& [job, all] : tokens) {
+      int64_t bound = (4 - job->priority) * kStepsPerPriority + all;
+      const auto found = ended.find(job);
+      const int64_t end = found == ended.end() ? steps : found->second;
+      for (const auto& [other, others] : tokens) {
+        const auto gone = ended.find(other);
+        const bool alive =
+            other->arrival_step < end && (gone == ended.end() || gone->second > job->arrival_step);
+        if (alive && (ServedBefore(*other, *job) || !other->preemptible)) bound += others;
+      }
+      ASSERT_LE(end - job->arrival_step, bound) << "priority " << job->priority;
+    }
+  }
+}
+
 // Everything ends, within the budget and the blocks, whatever is asked (as long as each fits
 // alone).
 TEST_F(SchedulerTest, RandomLoadsAllEndAndDecodesNeverWaitForPrompts) {
@@ -198,12 +358,15 @@ TEST_F(SchedulerTest, RandomLoadsAllEndAndDecodesNeverWaitForPrompts) {
          ++step) {
       ASSERT_LT(step, 100000);
       while (added < 40 && (added == 0 || random() % 3 == 0)) {
-        Add(1 + static_cast<int64_t>(random() % 20), 1 + static_cast<int64_t>(random() % 20),
-            static_cast<int32_t>(random() % 3));
+        Job* job = Add(1 + static_cast<int64_t>(random() % 20),
+                       1 + static_cast<int64_t>(random() % 20), static_cast<int32_t>(random() % 3));
+        job->preemptible = random() % 4 != 0;
         ++added;
       }
       std::vector<Sequence*> decoding;
+      bool promises = false;
       for (Sequence* s : scheduler->running()) {
+        promises = promises || !s->preemptible;
         if (s->state == SequenceState::kDecode) decoding.push_back(s);
       }
       const bool busy = !scheduler->running().empty() || !scheduler->waiting().empty();
@@ -211,8 +374,13 @@ TEST_F(SchedulerTest, RandomLoadsAllEndAndDecodesNeverWaitForPrompts) {
       ASSERT_LE(plan.total_tokens, budget);
       ASSERT_LE(static_cast<int64_t>(scheduler->running().size()), running);
       ASSERT_GE(ledger->free, 0);
-      // The best decode always runs; with blocks to spare all of them do.
-      if (!decoding.empty() && plan.preemptions == 0) {
+      // The best decode always runs, and each that has a promise; with blocks to spare all do.
+      for (Sequence* s : decoding) {
+        if (!s->preemptible) {
+          ASSERT_EQ(TokensOf(static_cast<Job*>(s)), 1);
+        }
+      }
+      if (!decoding.empty() && plan.preemptions == 0 && !promises) {
         ASSERT_EQ(TokensOf(static_cast<Job*>(decoding[0])), 1);
       }
       if (plan.preemptions == 0 && free_when_planned > 0) {

@@ -1,0 +1,111 @@
+#include "services/runtime/cache_params.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status.h"
+
+namespace kvist::services {
+namespace {
+
+using cache_manager::AttentionSpan;
+
+struct Preset {
+  std::string_view name;
+  v1::CacheParams::Allocation allocation;
+  AttentionSpan attention;
+  std::string_view kv_format;
+};
+
+// A window that holds a few screens of text, and as many sinks as the paper on them found enough.
+constexpr AttentionSpan kSlidingWindow{.window_tokens = 1024, .sink_tokens = 4};
+
+constexpr Preset kPresets[] = {
+    {"paged", v1::CacheParams::PAGED, {}, ""},
+    {"dynamic", v1::CacheParams::PAGED, {}, ""},
+    {"static", v1::CacheParams::STATIC, {}, ""},
+    {"sliding_window", v1::CacheParams::PAGED, kSlidingWindow, ""},
+    {"quantized", v1::CacheParams::PAGED, {}, "q8"},
+    {"none", v1::CacheParams::NONE, {}, ""},
+};
+
+const Preset* FindPreset(std::string_view name) {
+  for (const Preset& preset : kPresets) {
+    if (preset.name == name) return &preset;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+std::vector<std::string> CachePresetNames() {
+  std::vector<std::string> names;
+  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  return names;
+}
+
+absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish) {
+  v1::CacheParams params;
+  AttentionSpan span;
+  bool says_attention = wish.window_tokens.has_value() || wish.sink_tokens.has_value();
+  if (!wish.preset.empty()) {
+    const Preset* preset = FindPreset(wish.preset);
+    if (preset == nullptr) {
+      return InvalidField("cache", absl::StrCat("unknown preset \"", wish.preset, "\"; there are ",
+                                                absl::StrJoin(CachePresetNames(), ", ")));
+    }
+    if (preset->attention.window_tokens > 0 && wish.window_tokens == 0) {
+      return InvalidField("cache.attention.window_tokens",
+                          absl::StrCat(wish.preset, " needs a window"));
+    }
+    params.set_allocation(preset->allocation);
+    params.set_kv_format(std::string(preset->kv_format));
+    span = preset->attention;
+    says_attention = true;
+  }
+  span.window_tokens = wish.window_tokens.value_or(span.window_tokens);
+  span.sink_tokens = wish.sink_tokens.value_or(span.sink_tokens);
+  if (says_attention) *params.mutable_attention() = ToProto(span);
+  if (!wish.kv_format.empty()) params.set_kv_format(wish.kv_format);
+  return params;
+}
+
+absl::Status ValidateCacheParams(const v1::CacheParams& params, int64_t context_tokens) {
+  if (!v1::CacheParams::Allocation_IsValid(params.allocation())) {
+    return InvalidField("cache.allocation", absl::StrCat("unknown value ", params.allocation()));
+  }
+  return cache_manager::ValidateAttention(SpanFromProto(params.attention()), context_tokens);
+}
+
+AttentionSpan SpanFromProto(const v1::AttentionParams& params) {
+  return {.window_tokens = params.window_tokens(), .sink_tokens = params.sink_tokens()};
+}
+
+v1::AttentionParams ToProto(const AttentionSpan& span) {
+  v1::AttentionParams params;
+  params.set_window_tokens(span.window_tokens);
+  params.set_sink_tokens(span.sink_tokens);
+  return params;
+}
+
+std::string_view AllocationName(v1::CacheParams::Allocation allocation) {
+  switch (allocation) {
+    case v1::CacheParams::PAGED:
+      return "paged";
+    case v1::CacheParams::STATIC:
+      return "static";
+    case v1::CacheParams::NONE:
+      return "none";
+    default:
+      return "";
+  }
+}
+
+v1::CacheParams::Allocation AllocationFromName(std::string_view name) {
+  for (const auto allocation :
+       {v1::CacheParams::PAGED, v1::CacheParams::STATIC, v1::CacheParams::NONE}) {
+    if (AllocationName(allocation) == name) return allocation;
+  }
+  return v1::CacheParams::ALLOCATION_UNSPECIFIED;
+}
+
+}  // namespace kvist::services
