@@ -31,7 +31,7 @@ class Thing {
 
 README = """# Kvist
 ## Life of a request
-1. `Count()` in `common/base/thing.h`.
+1. `Thing::Count()` (`common/base/thing.h`).
 ## Map of the folders
 | `common/base` | base |
 | `worker/engine` | engine |
@@ -285,6 +285,15 @@ class TidyTest(unittest.TestCase):
 
     def test_readme_without_the_sections_is_caught(self):
         self.assertEqual(len(self.breaches("readme", {"README.md": "# Kvist\n"})), 2)
+
+    def test_step_without_a_function_and_its_path_is_caught(self):
+        changed = README.replace("1. `Thing::Count()` (`common/base/thing.h`).", "1. It counts.")
+        self.assert_caught("readme", {"README.md": changed}, "step 1 of the life of a request")
+
+    def test_step_naming_a_function_of_another_file_is_caught(self):
+        changed = README.replace("(`common/base/thing.h`)", "(`common/base/thing.cc`)")
+        message = "no Thing::Count() in common/base/thing.cc"
+        self.assert_caught("readme", {"README.md": changed}, message)
 
     def test_folder_missing_in_the_map_is_caught(self):
         self.assert_caught("readme", {"worker/kv/CMakeLists.txt": ""}, "the map lacks `worker/kv`")
