@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cfenv>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -168,7 +169,7 @@ absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
 absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& backend) {
   ModelFacts facts;
   facts.architecture = backend.config.architecture;
-  facts.name = facts.architecture;
+  facts.name = std::filesystem::path(file.path()).stem().string();
   if (file.FindValue("general.name") != nullptr) {
     KVIST_ASSIGN_OR_RETURN(facts.name, file.GetString("general.name"));
   }
