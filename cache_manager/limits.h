@@ -38,8 +38,10 @@ inline constexpr uint64_t kMaxBytesPerBlock = uint64_t{1} << 28;
 inline constexpr uint32_t kMaxWindowTokens = 1u << 20;
 // Workers of one cell (ARCHITECTURE.md 2).
 inline constexpr size_t kMaxWorkers = 1'024;
-// Ids (session, tenant, worker, request, turn), model names, addresses.
-inline constexpr size_t kMaxIdBytes = 256;
+// Ids of sessions, tenants, workers, requests and turns: a prefix and 32 hex digits, or a name that
+// somebody chose.
+inline constexpr size_t kMaxIdBytes = 64;
+// Model names, addresses.
 inline constexpr size_t kMaxNameBytes = 512;
 // Reasons in outcomes, canonical attention texts.
 inline constexpr size_t kMaxTextBytes = 1'024;

@@ -318,10 +318,10 @@ void ManagerSide::StartResync(Peer& peer, int64_t now_ms) {
   }
 }
 
-void ManagerSide::Closed(ConnectionId connection, bool refused) {
+void ManagerSide::Closed(ConnectionId connection, Ending ending) {
   const auto found = connections_.find(connection);
   if (found == connections_.end()) return;
-  found->second->entry->refused = refused;
+  found->second->entry->refused = ending == Ending::kRefused;
   Disconnect(*found->second);
 }
 

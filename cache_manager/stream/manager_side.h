@@ -32,6 +32,9 @@ class ManagerSide {
     CommandOutcome outcome;
   };
 
+  // kRefused: the worker's address refuses new connections too, so it is lost.
+  enum class Ending { kBroken, kRefused };
+
   // REQUIRES: `index` outlives it; nobody else changes it.
   explicit ManagerSide(ClusterIndex* index);
   ~ManagerSide();
@@ -43,9 +46,8 @@ class ManagerSide {
   // this. FAILED_PRECONDITION: another connection or a newer incarnation took this one's place.
   // RESOURCE_EXHAUSTED: too many workers.
   absl::Status Receive(ConnectionId connection, WorkerMessage message, int64_t now_ms);
-  // The connection is gone; `refused`: and the worker's address refuses new ones, so it is lost.
-  // No-op if unknown.
-  void Closed(ConnectionId connection, bool refused);
+  // The connection is gone. No-op if unknown.
+  void Closed(ConnectionId connection, Ending ending);
   // Drops a worker that is not connected, with all that is known of it. No-op if unknown or
   // connected.
   void Forget(const WorkerId& worker);

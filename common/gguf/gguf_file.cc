@@ -142,6 +142,7 @@ absl::StatusOr<std::unique_ptr<const File>> File::Open(const std::string& path) 
   if (address == MAP_FAILED) return OpenError(path, error);
   mapping->address = address;
   std::unique_ptr<File> file(new File());
+  file->path_ = path;
   file->mapping_ = std::move(mapping);
   const absl::Status parsed =
       file->ParseBytes({static_cast<const std::byte*>(address), file->mapping_->size_bytes});

@@ -51,6 +51,8 @@ class File {
   File& operator=(const File&) = delete;
   ~File();
 
+  // As given to Open; empty for one that was parsed from bytes.
+  const std::string& path() const { return path_; }
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   // nullptr if there is none of that name.
   const TensorInfo* FindTensor(std::string_view name) const;
@@ -76,6 +78,7 @@ class File {
   absl::Status ParseBytes(std::span<const std::byte> bytes);
 
   struct Mapping;
+  std::string path_;
   std::unique_ptr<Mapping> mapping_;
   std::span<const std::byte> bytes_;
   absl::flat_hash_map<std::string, Value> values_;

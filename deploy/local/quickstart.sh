@@ -69,10 +69,10 @@ say "Built $kvist"
 
 heading "4. Server"
 if [ -n "$keep" ]; then
+  # A folder of its own: the server of an earlier --keep may be running on its.
   run_dir=
-  state_dir=$(kvist_cache)/quickstart
-  rm -rf "$state_dir"
-  mkdir -p "$state_dir"
+  mkdir -p "$(kvist_cache)/quickstart"
+  state_dir=$(mktemp -d "$(kvist_cache)/quickstart/XXXXXX")
 else
   run_dir=$(mktemp -d)
   state_dir=$run_dir
@@ -163,7 +163,7 @@ if [ -n "$keep" ]; then
   heading "The server goes on (process $server_pid, log $server_log). To go on:"
   say "  $kvist chat --endpoint $grpc"
   say "  $kvist sessions --endpoint $grpc"
-  say "  kill $server_pid      ends it"
+  say "  kill $server_pid      ends it; its sessions stay in $state_dir"
   server_pid=
 else
   heading "Done. The server is stopped; --keep would leave it running."

@@ -71,7 +71,8 @@ class Server final : public CacheManagerServer {
         }
         if (stopped_) return;
       }
-      cluster_.Tick(/*recount=*/tick % kTicksPerRecount == 0);
+      cluster_.Tick(tick % kTicksPerRecount == 0 ? Cluster::Recount::kBlocks
+                                                 : Cluster::Recount::kCheap);
       if (tick % kTicksPerExpiry == 0) {
         for (const SessionId& expired : book_.DeleteExpired()) cluster_.ReleaseSession(expired);
       }

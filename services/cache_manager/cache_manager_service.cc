@@ -140,7 +140,10 @@ grpc::Status CacheManagerService::Evict(grpc::ServerContext* context,
 grpc::Status SessionsService::Create(grpc::ServerContext* context,
                                      const v1::CreateSessionRequest* request,
                                      v1::Session* response) {
-  return Answer(book_->Create(*request), context, response);
+  auto created = book_->Create(*request);
+  // Workers may yet hold blocks for an expired session of this id, which it replaced.
+  if (created.ok() && !request->id().empty()) cluster_->ReleaseSession(SessionId(request->id()));
+  return Answer(std::move(created), context, response);
 }
 
 grpc::Status SessionsService::Get(grpc::ServerContext* context,

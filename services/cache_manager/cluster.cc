@@ -107,7 +107,7 @@ absl::Status Cluster::Receive(cm::ConnectionId id, const v1::WorkerMessage& mess
       ForgetOthersAt(message.hello().address(), worker);
     }
   } else {
-    side_.Closed(id, /*refused=*/false);
+    side_.Closed(id, cm::ManagerSide::Ending::kBroken);
   }
   if (!status.ok()) connections_.erase(id);
   Dispatch();
@@ -117,14 +117,14 @@ absl::Status Cluster::Receive(cm::ConnectionId id, const v1::WorkerMessage& mess
 void Cluster::Closed(cm::ConnectionId id) {
   MutexLock lock(mutex_);
   connections_.erase(id);
-  side_.Closed(id, /*refused=*/false);
+  side_.Closed(id, cm::ManagerSide::Ending::kBroken);
   Dispatch();
 }
 
 void Cluster::CloseAll(const absl::Status& status) {
   MutexLock lock(mutex_);
   for (const auto& [id, connection] : connections_) {
-    side_.Closed(id, /*refused=*/false);
+    side_.Closed(id, cm::ManagerSide::Ending::kBroken);
     connection->Close(status);
   }
   connections_.clear();
@@ -150,7 +150,7 @@ void Cluster::Dispatch() {
   }
 }
 
-void Cluster::Tick(bool recount) {
+void Cluster::Tick(Recount recount) {
   MutexLock lock(mutex_);
   const int64_t now_ms = NowMs();
   side_.Tick(now_ms);
@@ -182,7 +182,7 @@ void Cluster::ForgetLost(int64_t now_ms) {
   });
 }
 
-void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
+void Cluster::UpdateMetrics(int64_t now_ms, Recount recount) {
   UseOfWorker all;
   uint64_t resyncs = 0;
   int connected = 0;
@@ -196,7 +196,7 @@ void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
       }
       confidence->Set(ToProto(entry->ConfidenceAt(now_ms)));
     }
-    if (!recount) continue;
+    if (recount == Recount::kCheap) continue;
     const UseOfWorker use = UseOf(*entry);
     all.blocks += use.blocks;
     all.bytes += use.bytes;
@@ -209,7 +209,7 @@ void Cluster::UpdateMetrics(int64_t now_ms, bool recount) {
         static_cast<double>(resyncs - resyncs_counted_));
   }
   resyncs_counted_ = resyncs;
-  if (!recount) return;
+  if (recount == Recount::kCheap) return;
   options_.metrics->mirror_blocks.Set(static_cast<double>(all.blocks));
   options_.metrics->mirror_bytes.Set(static_cast<double>(all.bytes));
   options_.metrics->mirror_shared_bytes.Set(static_cast<double>(all.shared_bytes));
@@ -406,13 +406,20 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
   } else {
     workers.emplace_back(request.worker_id());
   }
+  v1::EvictResponse response;
   std::vector<OutcomeKey> sent;
-  absl::Status status;
   for (const WorkerId& worker : workers) {
-    status = side_.Send(worker, command);
-    if (!status.ok()) break;
-    sent.emplace_back(worker, command.request);
-    awaited_.insert(sent.back());
+    const absl::Status status = side_.Send(worker, command);
+    if (status.ok()) {
+      sent.emplace_back(worker, command.request);
+      awaited_.insert(sent.back());
+      continue;
+    }
+    if (!request.worker_id().empty()) return status;
+    const cm::CommandOutcome refused{.request = command.request,
+                                     .result = cm::CommandResult::kRefused,
+                                     .reason = std::string(status.message())};
+    FillOutcome(worker, &refused, response.add_outcomes());
   }
   Dispatch();
   const auto all_came = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -423,7 +430,6 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
   while (!all_came()) {
     if (!outcome_came_.WaitUntil(mutex_, deadline)) break;
   }
-  v1::EvictResponse response;
   for (const OutcomeKey& key : sent) {
     const auto came = outcomes_.find(key);
     FillOutcome(key.first, came == outcomes_.end() ? nullptr : &came->second,
@@ -431,7 +437,6 @@ absl::StatusOr<v1::EvictResponse> Cluster::Evict(const v1::EvictRequest& request
     outcomes_.erase(key);
     awaited_.erase(key);
   }
-  if (!status.ok() && sent.empty()) return status;
   return response;
 }
 

@@ -52,9 +52,10 @@ class Cluster {
   void Closed(cache_manager::ConnectionId id);
   // Ends all streams with `status`.
   void CloseAll(const absl::Status& status);
-  // Liveness and patience; also brings the metrics up to date. `recount`: those too that cost
+  // Liveness and patience; also brings the metrics up to date, with kBlocks those too that cost
   // O(blocks).
-  void Tick(bool recount);
+  enum class Recount { kCheap, kBlocks };
+  void Tick(Recount recount);
 
   // --- lookups. Errors: INVALID_ARGUMENT with the field named, NOT_FOUND.
   // Also asks the workers that the caller doubts for their digests.
@@ -106,7 +107,7 @@ class Cluster {
   void ForgetOthersAt(const std::string& address, const WorkerId& worker)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetLost(int64_t now_ms) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void UpdateMetrics(int64_t now_ms, bool recount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UpdateMetrics(int64_t now_ms, Recount recount) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::WorkerInfo Info(const cache_manager::WorkerEntry& entry, int64_t now_ms) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<v1::SessionMemory> MemoryLocked(const SessionId& session, int64_t now_ms) const

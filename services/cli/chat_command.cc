@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -12,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "common/base/status.h"
 #include "services/cli/commands.h"
@@ -22,6 +24,8 @@ namespace kvist::services {
 namespace {
 
 constexpr int kHistoryLines = 1000;
+constexpr std::chrono::milliseconds kTurnEndPatience{5000};
+constexpr std::chrono::milliseconds kTurnEndPoll{20};
 constexpr char kHelp[] =
     "/reset   forget the conversation\n"
     "/exit    leave (so does Ctrl-D); the session stays\n"
@@ -91,42 +95,29 @@ class LineReader {
   std::string history_file_;
 };
 
-// Ctrl-C cancels the answer in progress, otherwise says how to leave. SIGTERM ends the process as
-// if nobody had caught it.
-class ChatInterrupts {
- public:
-  explicit ChatInterrupts(Cancellation* cancellation) : cancellation_(cancellation) {}
-
-  void operator()(int number) const {
-    if (number == SIGTERM) {
-      sigset_t set;
-      sigemptyset(&set);
-      sigaddset(&set, SIGTERM);
-      pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-      raise(SIGTERM);
-      return;
-    }
-    if (answering->load()) {
-      cancellation_->Cancel();
-    } else {
-      std::fprintf(stderr, "\n(/exit or Ctrl-D leaves)\n> ");
-    }
-  }
-
-  std::shared_ptr<std::atomic<bool>> answering = std::make_shared<std::atomic<bool>>(false);
-
- private:
-  Cancellation* cancellation_;
+// What a Ctrl-C meets.
+enum class ChatPhase {
+  kBusy,       // connecting, or a pipe is read: it ends the process
+  kTyping,     // a person at a terminal writes: it says how to leave
+  kAnswering,  // it cancels the answer
 };
+
+// Does what ChatPhase says. SIGTERM ends the process whatever the phase.
+void OnChatSignal(int number, ChatPhase phase, Cancellation& cancellation) {
+  if (number == SIGTERM || phase == ChatPhase::kBusy) {
+    EndBySignal(number);
+  } else if (phase == ChatPhase::kAnswering) {
+    cancellation.Cancel();
+  } else {
+    std::fprintf(stderr, "\n(/exit or Ctrl-D leaves)\n> ");
+  }
+}
 
 class Chat {
  public:
   Chat(const ChatFlags& flags, Client* client, Cancellation* cancellation,
-       std::shared_ptr<std::atomic<bool>> answering)
-      : flags_(flags),
-        client_(client),
-        cancellation_(cancellation),
-        answering_(std::move(answering)) {}
+       std::atomic<ChatPhase>* phase)
+      : flags_(flags), client_(client), cancellation_(cancellation), phase_(phase) {}
 
   // Takes the session named, or a new one.
   absl::Status Open() {
@@ -158,7 +149,8 @@ class Chat {
     return absl::OkStatus();
   }
 
-  // One turn: streams the answer to stdout. CANCELLED by Ctrl-C is no error of the chat.
+  // One turn: streams the answer to stdout. CANCELLED if Ctrl-C ended it, which is no error of the
+  // chat.
   absl::Status Say(const std::string& line) {
     v1::GenerateRequest request;
     request.set_session_id(session_);
@@ -174,10 +166,10 @@ class Chat {
       std::fflush(stdout);
     };
     cancellation_->Reset();
-    *answering_ = true;
+    const ChatPhase before = phase_->exchange(ChatPhase::kAnswering);
     Generated generated;
     const absl::Status status = client_->Generate(request, options, &generated);
-    *answering_ = false;
+    *phase_ = before;
     std::printf("\n");
     std::fflush(stdout);
     const v1::Finished& finished = generated.finished;
@@ -186,8 +178,9 @@ class Chat {
       std::fprintf(stderr, "(the server could not save this turn: it will not remember it)\n");
     }
     if (!status.ok()) {
-      // One that was cancelled or cut off is saved without our being told.
-      if (!finished.has_turn_saved() && !generated.tokens.empty()) AskWhetherBegun();
+      const bool cancelled = cancellation_->cancelled();
+      if (!finished.has_turn_saved() && (cancelled || !generated.tokens.empty())) AwaitTurnEnd();
+      if (cancelled) return absl::CancelledError(status.message());
       return status;
     }
     const v1::Usage& usage = generated.finished.usage();
@@ -200,11 +193,19 @@ class Chat {
   }
 
  private:
-  void AskWhetherBegun() {
+  // A turn that was cancelled or cut off is saved without our being told; until then the next one
+  // would be refused.
+  void AwaitTurnEnd() {
     v1::GetSessionRequest get;
     get.set_id(session_);
-    const auto session = client_->GetSession(get);
-    if (session.ok() && session->history_tokens() > 0) begun_ = true;
+    const auto until = std::chrono::steady_clock::now() + kTurnEndPatience;
+    while (true) {
+      const auto session = client_->GetSession(get);
+      if (!session.ok()) return;
+      if (session->history_tokens() > 0) begun_ = true;
+      if (session->open_turn_id().empty() || std::chrono::steady_clock::now() >= until) return;
+      std::this_thread::sleep_for(kTurnEndPoll);
+    }
   }
 
   static void Add(v1::ChatMessage::Role role, const std::string& text,
@@ -217,13 +218,13 @@ class Chat {
   const ChatFlags& flags_;
   Client* const client_;
   Cancellation* const cancellation_;
-  const std::shared_ptr<std::atomic<bool>> answering_;
+  std::atomic<ChatPhase>* const phase_;
   std::string session_;
   bool begun_ = false;  // the session has a turn, so its system message
 };
 
 // A refusal at a terminal is told and the chat goes on; a script wants to know.
-int Converse(Chat& chat, Cancellation& cancellation, LineReader& lines) {
+int Converse(Chat& chat, LineReader& lines) {
   int worst = kExitOk;
   while (const auto line = lines.Next()) {
     if (line->empty()) continue;
@@ -242,7 +243,7 @@ int Converse(Chat& chat, Cancellation& cancellation, LineReader& lines) {
       if (reset) std::fprintf(stderr, "The conversation is forgotten.\n");
       continue;
     }
-    if (cancellation.cancelled()) {
+    if (absl::IsCancelled(status)) {
       std::fprintf(stderr, "(cancelled; what was said so far stays in the session)\n");
       continue;
     }
@@ -254,18 +255,19 @@ int Converse(Chat& chat, Cancellation& cancellation, LineReader& lines) {
 
 int RunChat(const ChatFlags& flags) {
   Cancellation cancellation;
-  const ChatInterrupts interrupts(&cancellation);
-  InterruptWatch watch(interrupts);
+  std::atomic<ChatPhase> phase{ChatPhase::kBusy};
+  InterruptWatch watch([&](int number) { OnChatSignal(number, phase, cancellation); });
   int exit_code = kExitOk;
   const auto client = ConnectOrReport(flags.endpoint, &exit_code);
   if (client == nullptr) return exit_code;
-  Chat chat(flags, client.get(), &cancellation, interrupts.answering);
+  Chat chat(flags, client.get(), &cancellation, &phase);
   if (const absl::Status status = chat.Open(); !status.ok()) return ReportError(status);
   LineReader lines;
   if (lines.terminal()) {
+    phase = ChatPhase::kTyping;
     std::fprintf(stderr, "Session %s. /help tells what else there is.\n", chat.session().c_str());
   }
-  exit_code = Converse(chat, cancellation, lines);
+  exit_code = Converse(chat, lines);
   std::fprintf(stderr, "To go on: kvist chat --session %s\n", chat.session().c_str());
   return exit_code;
 }

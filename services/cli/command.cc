@@ -5,9 +5,12 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <iterator>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/status.h"
 
 namespace kvist::services {
 namespace {
@@ -39,12 +42,60 @@ int ExitCodeOf(absl::StatusCode code) {
   }
 }
 
-void PrintError(const absl::Status& status, const std::string& advice) {
+struct FieldOfFlag {
+  std::string_view field;
+  std::string_view flag;
+};
+// A flag of one name is the same field in every command that has it.
+constexpr FieldOfFlag kFieldsOfFlags[] = {
+    // CpuBackendOptions
+    {"block_tokens", "--block-tokens"},
+    {"context_tokens", "--context"},
+    {"kv_bytes", "--kv-memory"},
+    {"kv_formats", "--kv-formats"},
+    {"max_batch_tokens", "--max-batch-tokens"},
+    {"threads", "--threads"},
+    {"weights", "--weights"},
+    // GenerateRequest
+    {"cache.kind", "--cache"},
+    {"cache.kv_format", "--kv-format"},
+    {"model", "--model-name"},
+    {"sampling.frequency_penalty", "--frequency-penalty"},
+    {"sampling.logprobs", "--logprobs"},
+    {"sampling.min_p", "--min-p"},
+    {"sampling.presence_penalty", "--presence-penalty"},
+    {"sampling.repetition_penalty", "--repetition-penalty"},
+    {"sampling.seed", "--seed"},
+    {"sampling.temperature", "--temperature"},
+    {"sampling.top_k", "--top-k"},
+    {"sampling.top_p", "--top-p"},
+    {"session_id", "--session"},
+    {"stop.max_new_tokens", "--max-new-tokens"},
+    {"stop.min_new_tokens", "--min-new-tokens"},
+    {"stop.stop_ids", "--stop-id"},
+    {"stop.stop_strings", "--stop"},
+};
+
+void PrintError(const absl::Status& named, const std::string& advice) {
+  const absl::Status status = NamingFlags(named);
   std::fprintf(stderr, "kvist: error: %s\n", std::string(status.message()).c_str());
   if (!advice.empty()) std::fprintf(stderr, "%s\n", advice.c_str());
 }
 
 }  // namespace
+
+absl::Status NamingFlags(const absl::Status& status) {
+  const std::string field = DetailsOf(status).field;
+  const auto* const row =
+      std::find_if(std::begin(kFieldsOfFlags), std::end(kFieldsOfFlags),
+                   [&](const FieldOfFlag& known) { return known.field == field; });
+  const std::string prefix = field + ":";
+  if (row == std::end(kFieldsOfFlags) || !absl::StartsWith(status.message(), prefix)) return status;
+  return WithDetails(
+      absl::Status(status.code(),
+                   absl::StrCat(ToAbsl(row->flag), ":", status.message().substr(prefix.size()))),
+      DetailsOf(status));
+}
 
 int ReportError(const absl::Status& status) {
   PrintError(status, AdviceFor(status));
@@ -53,8 +104,9 @@ int ReportError(const absl::Status& status) {
 
 int ReportLocalError(const absl::Status& status) {
   PrintError(status, "");
-  const bool usage = absl::IsInvalidArgument(status) || absl::IsNotFound(status) ||
-                     absl::IsPermissionDenied(status) || absl::IsDataLoss(status);
+  const bool usage = absl::IsInvalidArgument(status) || absl::IsOutOfRange(status) ||
+                     absl::IsNotFound(status) || absl::IsPermissionDenied(status) ||
+                     absl::IsDataLoss(status);
   return usage ? kExitUsage : kExitFailed;
 }
 

@@ -27,11 +27,16 @@ enum ExitCode : int {
   kExitInterrupted = 130  // Ctrl-C
 };
 
-// Prints "kvist: error: ..." and advice on stderr. Returns the exit code of `status`: as the
-// comments above, by its code.
+// `status` with the flag in place of the field at fault, where a person typed one: "kv_bytes: too
+// small" is "--kv-memory: too small". The same for all else.
+absl::Status NamingFlags(const absl::Status& status);
+
+// Prints "kvist: error: ..." (by NamingFlags) and advice on stderr. Returns the exit code of
+// `status`: as the comments above, by its code.
 int ReportError(const absl::Status& status);
 // As ReportError for what concerns only this machine (a model file, an address to listen on):
-// kExitUsage for INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, DATA_LOSS; else kExitFailed.
+// kExitUsage for INVALID_ARGUMENT, OUT_OF_RANGE, NOT_FOUND, PERMISSION_DENIED, DATA_LOSS; else
+// kExitFailed.
 int ReportLocalError(const absl::Status& status);
 
 // Set by the subcommand that was chosen, run after parsing. Returns the exit code.

@@ -1,8 +1,6 @@
 // kvist generate: one text from a prompt.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <memory>
 #include <string>
 
@@ -10,6 +8,7 @@
 #include "services/cli/commands.h"
 #include "services/cli/generation_flags.h"
 #include "services/cli/interrupt.h"
+#include "services/cli/read_input.h"
 
 namespace kvist::services {
 namespace {
@@ -58,6 +57,16 @@ nlohmann::ordered_json LogprobsJson(const std::vector<v1::Token>& tokens) {
   return rows;
 }
 
+// A stream that was cut on this side brought no last message; its end is known all the same.
+void CompleteEarlyEnd(const absl::Status& status, bool cancelled, Generated* generated) {
+  v1::Finished& finished = generated->finished;
+  if (finished.reason() != v1::FINISH_REASON_UNSPECIFIED) return;
+  const v1::FinishReason cut = absl::IsDeadlineExceeded(status) ? v1::DEADLINE : v1::ERROR;
+  finished.set_reason(cancelled ? v1::CANCELLED : cut);
+  finished.mutable_usage()->set_prompt_tokens(generated->started.prompt_tokens());
+  finished.mutable_usage()->set_generated_tokens(static_cast<int64_t>(generated->tokens.size()));
+}
+
 // The members of ARCHITECTURE.md, section 9, and what else is known.
 void PrintResult(const Generated& generated, bool logprobs) {
   const v1::Finished& finished = generated.finished;
@@ -101,17 +110,19 @@ void PrintStatistics(const Generated& generated) {
 }
 
 int RunGenerateCommand(const GenerateFlags& flags) {
+  std::string prompt = flags.prompt;
+  if (prompt == "-") {  // nobody watches for Ctrl-C yet, so that it ends the wait for input
+    auto input = ReadInput(prompt);
+    if (!input.ok()) return ReportLocalError(input.status());
+    prompt = *std::move(input);
+  }
   Cancellation cancellation;
   InterruptWatch interrupt([&](int) { cancellation.Cancel(); });
-  std::string prompt = flags.prompt;
-  if (prompt == "-") {
-    prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
-  }
   const auto request = MakeRequest(flags, std::move(prompt));
   if (!request.ok()) return ReportError(request.status());
   int exit_code = kExitOk;
   const auto client = ConnectOrReport(flags.endpoint, &exit_code);
-  if (client == nullptr) return exit_code;
+  if (client == nullptr) return cancellation.cancelled() ? kExitInterrupted : exit_code;
   const bool json = flags.output == "json";
   std::FILE* text_out = json ? stderr : stdout;
   GenerateOptions options;
@@ -126,8 +137,13 @@ int RunGenerateCommand(const GenerateFlags& flags) {
   if (!generated.text.empty()) std::fprintf(text_out, "\n");
   std::fflush(text_out);
   if (!status.ok()) {
-    if (cancellation.cancelled()) return kExitInterrupted;
-    return ReportError(status);
+    const bool cancelled = cancellation.cancelled();
+    CompleteEarlyEnd(status, cancelled, &generated);
+    // Not for a refusal: nothing was generated, and its code says it all.
+    if (json && (cancelled || absl::IsDeadlineExceeded(status) || !generated.tokens.empty())) {
+      PrintResult(generated, flags.generation.logprobs.has_value());
+    }
+    return cancelled ? kExitInterrupted : ReportError(status);
   }
   PrintStatistics(generated);
   if (json) PrintResult(generated, flags.generation.logprobs.has_value());

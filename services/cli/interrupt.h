@@ -2,6 +2,9 @@
 #ifndef KVIST_SERVICES_CLI_INTERRUPT_H_
 #define KVIST_SERVICES_CLI_INTERRUPT_H_
 
+#include <pthread.h>
+#include <signal.h>
+
 #include <functional>
 #include <thread>
 #include <utility>
@@ -9,6 +12,15 @@
 #include "services/runtime/shutdown_signal.h"
 
 namespace kvist::services {
+
+// Ends the process by the signal `number` (SIGINT or SIGTERM) as if nobody had caught it.
+inline void EndBySignal(int number) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, number);
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  raise(number);
+}
 
 // Calls `on_signal` with the number of each SIGINT or SIGTERM while it lives. Make it before any
 // other thread. Thread-compatible.

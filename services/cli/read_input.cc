@@ -8,16 +8,14 @@
 namespace kvist::services {
 namespace {
 
-// Text for one command; a longer file is a mistake.
-constexpr size_t kMaxInputBytes = size_t{64} << 20;
-
 absl::StatusOr<std::string> ReadAll(std::istream& in, const std::string& name) {
   std::string text;
   char chunk[65536];
   while (in.read(chunk, sizeof(chunk)) || in.gcount() > 0) {
     text.append(chunk, static_cast<size_t>(in.gcount()));
     if (text.size() > kMaxInputBytes) {
-      return absl::OutOfRangeError(absl::StrCat(name, ": more than 64 MiB"));
+      return absl::OutOfRangeError(
+          absl::StrCat(name, ": more than ", kMaxInputBytes >> 20, " MiB"));
     }
   }
   return text;

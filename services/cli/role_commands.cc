@@ -69,7 +69,7 @@ struct WorkerFlags {
   int max_sequences = 64;
 };
 
-absl::StatusOr<std::unique_ptr<WorkerServer>> StartWorker(const WorkerFlags& flags) {
+absl::Status StartWorker(const WorkerFlags& flags, std::unique_ptr<WorkerServer>* server) {
   KVIST_ASSIGN_OR_RETURN(worker::CpuBackendOptions backend_options, BackendOptions(flags.model));
   KVIST_ASSIGN_OR_RETURN(const std::string path, ResolveModel(flags.model.model));
   KVIST_ASSIGN_OR_RETURN(const auto file, OpenModel(path));
@@ -83,17 +83,20 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> StartWorker(const WorkerFlags& fla
   options.engine.max_running_sequences = flags.max_sequences;
   options.engine.max_step_tokens = flags.model.max_batch_tokens;
   options.server = ServerOptions(flags.role);
-  return WorkerServer::Start(options, std::move(backend));
+  KVIST_ASSIGN_OR_RETURN(*server, WorkerServer::Start(options, std::move(backend)));
+  return absl::OkStatus();
 }
 
 int RunWorker(const WorkerFlags& flags) {
   ShutdownSignal signal;
-  auto server = StartWorker(flags);
-  if (!server.ok()) return ReportLocalError(server.status());
-  PrintReady({{"grpc", (*server)->server().grpc_address()},
-              {"metrics", (*server)->server().metrics_address()},
-              {"worker", (*server)->worker_id()}});
-  ServeUntilSignal(signal, flags.role, [&](auto grace) { (*server)->Shutdown(grace); });
+  std::unique_ptr<WorkerServer> server;
+  const absl::Status status =
+      StartUnlessSignalled(signal, [&] { return StartWorker(flags, &server); });
+  if (!status.ok()) return ReportLocalError(status);
+  PrintReady({{"grpc", server->server().grpc_address()},
+              {"metrics", server->server().metrics_address()},
+              {"worker", server->worker_id()}});
+  ServeUntilSignal(signal, flags.role, [&](auto grace) { server->Shutdown(grace); });
   return kExitOk;
 }
 
@@ -125,9 +128,9 @@ void AddFrontend(CLI::App& app, Run* run) {
 
 void AddCacheManager(CLI::App& app, Run* run) {
   auto flags = std::make_shared<CacheManagerFlags>();
-  CLI::App* command =
-      AddCommand(app, "cache-manager", "Keep sessions, and the mirror of every worker's KV blocks.",
-                 "  kvist cache-manager --data-dir /var/lib/kvist\n", run, flags, &RunCacheManager);
+  CLI::App* command = AddCommand(
+      app, "cache-manager", "Keep sessions, and the mirror of every worker's KV blocks.",
+      "  kvist cache-manager --data-dir ~/.local/state/kvist\n", run, flags, &RunCacheManager);
   AddRoleFlags(command, kCacheManagerDefaults, &flags->role);
   command
       ->add_option("--data-dir", flags->data_dir,
@@ -137,11 +140,11 @@ void AddCacheManager(CLI::App& app, Run* run) {
 
 void AddWorker(CLI::App& app, Run* run) {
   auto flags = std::make_shared<WorkerFlags>();
-  CLI::App* command =
-      AddCommand(app, "worker", "Run a model.",
-                 "  kvist worker --model smollm2 --cache-manager 127.0.0.1:7071\n"
-                 "  kvist worker --model m.gguf --kv-formats f16,f32 --kv-memory 2GB --threads 8\n",
-                 run, flags, &RunWorker);
+  CLI::App* command = AddCommand(
+      app, "worker", "Run a model.",
+      "  kvist worker --model smollm2 --cache-manager 127.0.0.1:7071\n"
+      "  kvist worker --model m.gguf --kv-formats f16,f32 --kv-memory 512MB --threads 8\n",
+      run, flags, &RunWorker);
   AddRoleFlags(command, kWorkerDefaults, &flags->role);
   AddModelFlag(command, &flags->model.model);
   AddComputeFlags(command, &flags->model);
@@ -159,7 +162,7 @@ void AddWorker(CLI::App& app, Run* run) {
       ->add_option("--chat-template", flags->chat_template,
                    "chatml, llama3 or gemma; none: recognise the file's")
       ->envname("KVIST_CHAT_TEMPLATE");
-  command->add_option("--max-sequences", flags->max_sequences, "running at once")
+  command->add_option("--max-sequences", flags->max_sequences, "running at once on a worker")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
 }

@@ -2,8 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <thread>
 
 #include "common/base/logging.h"
+#include "services/cli/interrupt.h"
 
 namespace kvist::services {
 
@@ -42,6 +44,17 @@ void PrintReady(const std::vector<std::pair<std::string, std::string>>& values) 
   }
   std::printf("\n");
   std::fflush(stdout);
+}
+
+absl::Status StartUnlessSignalled(ShutdownSignal& signal,
+                                  const std::function<absl::Status()>& start) {
+  std::thread watch([&signal] {
+    if (const int number = signal.Wait(); number != 0) EndBySignal(number);
+  });
+  const absl::Status status = start();
+  signal.Notify();
+  watch.join();
+  return status;
 }
 
 void ServeUntilSignal(ShutdownSignal& signal, const RoleFlags& flags,

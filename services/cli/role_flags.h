@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "services/runtime/role_server.h"
 #include "services/runtime/shutdown_signal.h"
 
@@ -36,6 +37,11 @@ RoleServerOptions ServerOptions(const RoleFlags& flags);
 
 // The line that scripts wait for: "kvist ready NAME=VALUE ...", the only one on stdout.
 void PrintReady(const std::vector<std::pair<std::string, std::string>>& values);
+
+// Runs `start`. SIGTERM or SIGINT meanwhile ends the process at once: there is nothing to drain,
+// and loading a model takes long. Returns what `start` returns.
+absl::Status StartUnlessSignalled(ShutdownSignal& signal,
+                                  const std::function<absl::Status()>& start);
 
 // Waits for SIGTERM or SIGINT, then calls `shutdown` with the drain time.
 void ServeUntilSignal(ShutdownSignal& signal, const RoleFlags& flags,

@@ -103,7 +103,9 @@ absl::Status StartRoles(const ServeFlags& flags, Roles* roles) {
 int RunServe(const ServeFlags& flags) {
   ShutdownSignal signal;
   Roles roles;
-  if (const absl::Status status = StartRoles(flags, &roles); !status.ok()) {
+  const absl::Status status =
+      StartUnlessSignalled(signal, [&] { return StartRoles(flags, &roles); });
+  if (!status.ok()) {
     roles.Shutdown(std::chrono::milliseconds(0));
     return ReportLocalError(status);
   }

@@ -61,11 +61,12 @@ class Generation {
     record_ = wire;
     KVIST_RETURN_IF_ERROR(Check());
     if (!request_.session.empty()) {
-      KVIST_ASSIGN_OR_RETURN(turn_, SessionTurn::Begin({.session_id = request_.session.value(),
-                                                        .turn_id = DrawName(state_.random, "turn-"),
-                                                        .record = record_,
-                                                        .model_fingerprint = model_->fingerprint()},
-                                                       &state_.manager, &state_.running_turns));
+      KVIST_ASSIGN_OR_RETURN(turn_,
+                             SessionTurn::Begin({.session = request_.session,
+                                                 .turn = TurnId(DrawName(state_.random, "turn-")),
+                                                 .record = record_,
+                                                 .model_fingerprint = model_->fingerprint()},
+                                                &state_.manager, &state_.running_turns));
     }
     return Run(/*first_index=*/0);
   }
@@ -184,7 +185,7 @@ class Generation {
     v1::Started started;
     started.set_request_id(record_.request_id());
     started.set_session_id(session_id_);
-    if (turn_ != nullptr) started.set_turn_id(turn_->turn_id());
+    if (turn_ != nullptr) started.set_turn_id(turn_->turn().value());
     started.set_seed(record_.sampling().seed());
     started.set_prompt_tokens(static_cast<int64_t>(prompt_ids_.size()));
     return started;
@@ -357,7 +358,8 @@ absl::Status Resume(FrontendState& state, const v1::ResumeRequest& request,
   KVIST_RETURN_IF_ERROR(ValidateId("turn_id", request.turn_id()));
   if (request.next_index() < 0) return FieldOutOfRange("next_index", "must not be negative");
   // Before asking how the turn stands, so that nobody here ends it in between.
-  auto entry = state.running_turns.TryEnter(request.session_id(), request.turn_id());
+  auto entry =
+      state.running_turns.TryEnter(SessionId(request.session_id()), TurnId(request.turn_id()));
   v1::GetTurnRequest get;
   get.set_session_id(request.session_id());
   get.set_turn_id(request.turn_id());

@@ -19,7 +19,9 @@ absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& reques
 
 // Goes on with a session's turn from a token index: an open turn is run again from its record
 // (output is deterministic), the last ended one is told from the store. NOT_FOUND: no such turn;
-// ABORTED: it is being streamed to somebody now; OUT_OF_RANGE: the index is beyond the turn's end.
+// ABORTED: this frontend streams it to somebody now; OUT_OF_RANGE: the index is negative, or beyond
+// the end of an ended turn (an open one that ends before it sends its last message alone);
+// UNAVAILABLE (kNoManager): nobody can say how the turn stands. Else as RunGenerate.
 absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
                        const Principal& principal, MonotonicTime deadline, ClientStream& client);
 

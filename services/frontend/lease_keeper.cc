@@ -36,8 +36,8 @@ void LeaseKeeper::Loop(std::chrono::milliseconds interval) {
 }
 
 void LeaseKeeper::RenewAll() {
-  for (const RunningTurns::Key& key : running_->All()) {
-    const absl::Status status = manager_->RenewTurn(key.session, key.turn, SessionTurn::kLease);
+  for (const auto& [session, turn] : running_->All()) {
+    const absl::Status status = manager_->RenewTurn(session, turn, SessionTurn::kLease);
     if (status.ok() || absl::IsAborted(status) || absl::IsNotFound(status)) continue;
     LogWarning("leases of turns could not be renewed: {}", std::string(status.message()));
     return;  // the next round tries again

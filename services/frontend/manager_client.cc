@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <thread>
 
-#include "absl/strings/str_cat.h"
-#include "common/base/status.h"
+#include "common/base/logging.h"
 
 namespace kvist::services {
 namespace {
@@ -39,11 +38,11 @@ absl::StatusOr<v1::BeginTurnResponse> ManagerClient::BeginTurn(
   return Call(&Manager::BeginTurn, request);
 }
 
-absl::Status ManagerClient::RenewTurn(const std::string& session_id, const std::string& turn_id,
+absl::Status ManagerClient::RenewTurn(const SessionId& session, const TurnId& turn,
                                       milliseconds lease) {
   v1::BeginTurnRequest request;
-  request.set_session_id(session_id);
-  request.set_turn_id(turn_id);
+  request.set_session_id(session.value());
+  request.set_turn_id(turn.value());
   request.set_renew(true);
   request.set_lease_ms(lease.count());
   return CallOn(manager_.get(), &Manager::BeginTurn, request, kRenewDeadline).status();
@@ -69,8 +68,9 @@ TurnSaved ManagerClient::EndTurn(const v1::EndTurnRequest& request, MonotonicTim
 absl::Status ManagerClient::NotThere(absl::Status status) {
   if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return status;
   if (DetailsOf(status).reason != ErrorReason::kUnspecified) return status;
-  return Unavailable(ErrorReason::kNoManager,
-                     absl::StrCat("the cache manager does not answer: ", status.message()));
+  // gRPC's own words have addresses in them, which are nobody's business outside.
+  LogWarning("the cache manager does not answer: {}", std::string(status.message()));
+  return Unavailable(ErrorReason::kNoManager, "the cache manager does not answer");
 }
 
 }  // namespace kvist::services

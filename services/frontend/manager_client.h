@@ -11,6 +11,8 @@
 
 #include "absl/status/statusor.h"
 #include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/base/status.h"
 #include "proto/kvist/v1/cache_manager.grpc.pb.h"
 #include "proto/kvist/v1/session.grpc.pb.h"
 #include "services/runtime/status_map.h"
@@ -38,7 +40,7 @@ class ManagerClient {
   // The manager's own errors; UNAVAILABLE (kNoManager) if it cannot be reached.
   absl::StatusOr<v1::BeginTurnResponse> BeginTurn(const v1::BeginTurnRequest& request);
   // Lets an open turn live so much longer. ABORTED: it is not open. Else as BeginTurn.
-  absl::Status RenewTurn(const std::string& session_id, const std::string& turn_id,
+  absl::Status RenewTurn(const SessionId& session, const TurnId& turn,
                          std::chrono::milliseconds lease);
   absl::StatusOr<v1::GetTurnResponse> GetTurn(const v1::GetTurnRequest& request);
   // Tries again until `until` while the manager or its store is away.
@@ -66,7 +68,9 @@ class ManagerClient {
                                   grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                                                Response*),
                                   const Request& request, std::chrono::milliseconds deadline) {
-    if (stub == nullptr) return NotThere(absl::UnavailableError("no cache manager is configured"));
+    if (stub == nullptr) {
+      return Unavailable(ErrorReason::kNoManager, "no cache manager is configured");
+    }
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + deadline);
     Response response;

@@ -25,6 +25,11 @@ grpc::Status Pass(FrontendState* state, grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
+// Where workers listen is nobody's business outside.
+void HideAddresses(google::protobuf::RepeatedPtrField<v1::WorkerInfo>* workers) {
+  for (v1::WorkerInfo& worker : *workers) worker.clear_address();
+}
+
 }  // namespace
 
 grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
@@ -72,14 +77,16 @@ grpc::Status SessionsProxy::Delete(grpc::ServerContext* context,
                                    v1::DeleteSessionResponse* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   const grpc::Status status = Pass(state_, context, &SessionsStub::Delete, *request, response);
-  if (status.ok()) state_->running_turns.CancelSession(request->id());
+  if (status.ok()) state_->running_turns.CancelSession(SessionId(request->id()));
   return status;
 }
 
 grpc::Status MemoryProxy::ListWorkers(grpc::ServerContext* context,
                                       const v1::ListWorkersRequest* request,
                                       v1::ListWorkersResponse* response) {
-  return Pass(state_, context, &ManagerStub::ListWorkers, *request, response);
+  const grpc::Status status = Pass(state_, context, &ManagerStub::ListWorkers, *request, response);
+  HideAddresses(response->mutable_workers());
+  return status;
 }
 
 grpc::Status MemoryProxy::GetSessionMemory(grpc::ServerContext* context,
@@ -96,7 +103,9 @@ grpc::Status MemoryProxy::ListBlocks(grpc::ServerContext* context,
 
 grpc::Status MemoryProxy::GetStats(grpc::ServerContext* context, const v1::GetStatsRequest* request,
                                    v1::GetStatsResponse* response) {
-  return Pass(state_, context, &ManagerStub::GetStats, *request, response);
+  const grpc::Status status = Pass(state_, context, &ManagerStub::GetStats, *request, response);
+  HideAddresses(response->mutable_workers());
+  return status;
 }
 
 grpc::Status MemoryProxy::Evict(grpc::ServerContext* context, const v1::EvictRequest* request,

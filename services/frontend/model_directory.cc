@@ -171,6 +171,10 @@ void ModelDirectory::FetchModels() {
     for (const auto& [id, entry] : workers_) {
       if (!models_.contains(entry.worker.fingerprint)) without.push_back(entry.worker);
     }
+    absl::erase_if(unservable_, [this](const auto& life) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      const auto known = workers_.find(life.first);
+      return known == workers_.end() || known->second.worker.incarnation != life.second;
+    });
   }
   absl::flat_hash_map<std::string, absl::StatusCode> unanswered;
   for (const KnownWorker& worker : without) {

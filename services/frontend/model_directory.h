@@ -96,8 +96,8 @@ class ModelDirectory {
   // Stubs of fixed addresses; the polling thread's own.
   absl::flat_hash_map<std::string, std::shared_ptr<v1::Worker::StubInterface>> fixed_;
 
-  // Lives of workers whose model this frontend cannot serve; the polling thread's own. Bounded as
-  // workers are.
+  // Lives of workers whose model this frontend cannot serve; the polling thread's own. Those of
+  // workers that are gone are dropped, so there are at most as many as workers.
   absl::flat_hash_set<std::pair<std::string, uint64_t>> unservable_;
 
   // Workers whose GetModel failed in the last round, with what the log was told; the polling

@@ -4,11 +4,11 @@
 
 #include <atomic>
 #include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "common/base/ids.h"
 #include "common/base/mutex.h"
 
 namespace kvist::services {
@@ -16,6 +16,8 @@ namespace kvist::services {
 // Thread-safe; must outlive its entries.
 class RunningTurns {
  public:
+  using Key = std::pair<SessionId, TurnId>;
+
   // Lists a turn as long as it lives. Thread-compatible.
   class Entry {
    public:
@@ -30,23 +32,22 @@ class RunningTurns {
 
    private:
     friend class RunningTurns;
-    Entry(RunningTurns* table, std::pair<std::string, std::string> key)
-        : table_(table), key_(std::move(key)) {}
+    Entry(RunningTurns* table, Key key) : table_(table), key_(std::move(key)) {}
     RunningTurns* const table_;
-    const std::pair<std::string, std::string> key_;
+    const Key key_;
     std::atomic<bool> cancelled_ = false;
     bool listed_ = false;
   };
 
   // Cancels the session's turns.
-  void CancelSession(const std::string& session) ABSL_LOCKS_EXCLUDED(mutex_) {
+  void CancelSession(const SessionId& session) ABSL_LOCKS_EXCLUDED(mutex_) {
     MutexLock lock(mutex_);
     for (auto& [key, cancelled] : turns_) {
       if (key.first == session) cancelled->store(true, std::memory_order_relaxed);
     }
   }
   // nullptr if that turn is listed: whoever got the entry runs it.
-  std::unique_ptr<Entry> TryEnter(const std::string& session, const std::string& turn)
+  std::unique_ptr<Entry> TryEnter(const SessionId& session, const TurnId& turn)
       ABSL_LOCKS_EXCLUDED(mutex_) {
     std::unique_ptr<Entry> entry(new Entry(this, {session, turn}));
     bool entered = false;
@@ -57,21 +58,16 @@ class RunningTurns {
     }
     return entered ? std::move(entry) : nullptr;
   }
-  struct Key {
-    std::string session;
-    std::string turn;
-  };
   std::vector<Key> All() const ABSL_LOCKS_EXCLUDED(mutex_) {
     MutexLock lock(mutex_);
     std::vector<Key> all;
-    for (const auto& [key, cancelled] : turns_) all.push_back({key.first, key.second});
+    for (const auto& [key, cancelled] : turns_) all.push_back(key);
     return all;
   }
 
  private:
   mutable Mutex mutex_;
-  absl::flat_hash_map<std::pair<std::string, std::string>, std::atomic<bool>*> turns_
-      ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<Key, std::atomic<bool>*> turns_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvist::services

@@ -21,8 +21,8 @@ absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::Begin(const Options& o
                                                                 ManagerClient* manager,
                                                                 RunningTurns* running) {
   v1::BeginTurnRequest request;
-  request.set_session_id(options.session_id);
-  request.set_turn_id(options.turn_id);
+  request.set_session_id(options.session.value());
+  request.set_turn_id(options.turn.value());
   request.set_request_id(options.record.request_id());
   request.set_request(options.record.SerializeAsString());
   request.set_seed(options.record.sampling().seed());
@@ -32,10 +32,10 @@ absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::Begin(const Options& o
     return FieldOutOfRange("prompt", absl::StrCat("a session's turn may have at most ",
                                                   kMaxTurnRecordBytes, " bytes"));
   }
-  auto entry = running->TryEnter(options.session_id, options.turn_id);
+  auto entry = running->TryEnter(options.session, options.turn);
   if (entry == nullptr) return absl::AbortedError("the turn is running already");
   std::unique_ptr<SessionTurn> turn(
-      new SessionTurn(options.session_id, options.turn_id, manager, std::move(entry)));
+      new SessionTurn(options.session, options.turn, manager, std::move(entry)));
   const auto answer = manager->BeginTurn(request);
   // Without an answer it may have begun.
   turn->ours_to_discard_ = answer.ok() || MayHaveHappened(answer.status());
@@ -49,23 +49,24 @@ absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::Begin(const Options& o
 absl::StatusOr<std::unique_ptr<SessionTurn>> SessionTurn::TakeOver(
     const v1::ResumeRequest& resume, const v1::GetTurnResponse& open, ManagerClient* manager,
     std::unique_ptr<RunningTurns::Entry> entry) {
-  KVIST_RETURN_IF_ERROR(manager->RenewTurn(resume.session_id(), resume.turn_id(), kLease));
-  std::unique_ptr<SessionTurn> turn(
-      new SessionTurn(resume.session_id(), resume.turn_id(), manager, std::move(entry)));
+  const SessionId session(resume.session_id());
+  const TurnId id(resume.turn_id());
+  KVIST_RETURN_IF_ERROR(manager->RenewTurn(session, id, kLease));
+  std::unique_ptr<SessionTurn> turn(new SessionTurn(session, id, manager, std::move(entry)));
   turn->history_.assign(open.history_ids().begin(), open.history_ids().end());
   turn->cache_ = open.cache();
   return turn;
 }
 
-SessionTurn::SessionTurn(const std::string& session_id, const std::string& turn_id,
-                         ManagerClient* manager, std::unique_ptr<RunningTurns::Entry> entry)
-    : session_id_(session_id), turn_id_(turn_id), manager_(manager), entry_(std::move(entry)) {}
+SessionTurn::SessionTurn(const SessionId& session, const TurnId& turn, ManagerClient* manager,
+                         std::unique_ptr<RunningTurns::Entry> entry)
+    : session_(session), turn_(turn), manager_(manager), entry_(std::move(entry)) {}
 
 SessionTurn::~SessionTurn() {
   if (!ours_to_discard_) return;
   v1::EndTurnRequest request;
-  request.set_session_id(session_id_);
-  request.set_turn_id(turn_id_);
+  request.set_session_id(session_.value());
+  request.set_turn_id(turn_.value());
   request.set_reason(v1::ERROR);
   request.set_discard(true);
   // One try: if the manager is away, the turn stays open until its lease is over.
@@ -75,8 +76,8 @@ SessionTurn::~SessionTurn() {
 TurnSaved SessionTurn::End(const Outcome& outcome, MonotonicTime until) {
   ours_to_discard_ = false;
   v1::EndTurnRequest request;
-  request.set_session_id(session_id_);
-  request.set_turn_id(turn_id_);
+  request.set_session_id(session_.value());
+  request.set_turn_id(turn_.value());
   request.mutable_appended_ids()->Add(outcome.prompt_ids.begin(), outcome.prompt_ids.end());
   request.mutable_appended_ids()->Add(outcome.generated_ids.begin(), outcome.generated_ids.end());
   request.set_prompt_ids(static_cast<int64_t>(outcome.prompt_ids.size()));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/base/ids.h"
 #include "proto/kvist/v1/cache_manager.pb.h"
 #include "proto/kvist/v1/inference.pb.h"
 #include "services/frontend/manager_client.h"
@@ -25,8 +26,8 @@ class SessionTurn {
  public:
   // What the manager is to keep for a replay: the request as it came, id and seed filled in.
   struct Options {
-    std::string session_id;
-    std::string turn_id;
+    SessionId session;
+    TurnId turn;
     v1::GenerateRequest record;
     std::string model_fingerprint;
   };
@@ -48,7 +49,7 @@ class SessionTurn {
 
   const std::vector<int32_t>& history() const { return history_; }
   const v1::CacheParams& cache() const { return cache_; }
-  const std::string& turn_id() const { return turn_id_; }
+  const TurnId& turn() const { return turn_; }
   // The session was deleted meanwhile.
   bool cancelled() const { return entry_->cancelled(); }
 
@@ -65,11 +66,11 @@ class SessionTurn {
   void LeaveOpen();
 
  private:
-  SessionTurn(const std::string& session_id, const std::string& turn_id, ManagerClient* manager,
+  SessionTurn(const SessionId& session, const TurnId& turn, ManagerClient* manager,
               std::unique_ptr<RunningTurns::Entry> entry);
 
-  const std::string session_id_;
-  const std::string turn_id_;
+  const SessionId session_;
+  const TurnId turn_;
   ManagerClient* const manager_;
   const std::unique_ptr<RunningTurns::Entry> entry_;
   std::vector<int32_t> history_;

@@ -1,4 +1,6 @@
-// The one place that checks a request. Nothing behind it looks at a client's numbers again.
+// What the frontend checks of a request before it does anything with it. The roles behind it check
+// again what comes to them (worker/engine/request_limits.h, services/cache_manager/turn_book.h):
+// they trust no frontend.
 #ifndef KVIST_SERVICES_FRONTEND_VALIDATE_H_
 #define KVIST_SERVICES_FRONTEND_VALIDATE_H_
 

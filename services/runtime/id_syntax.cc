@@ -19,7 +19,7 @@ absl::Status CheckId(std::string_view field, std::string_view id, EmptyId empty)
     return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '-';
   });
   if (id.size() > kMaxIdBytes || !known) {
-    return InvalidField(field, "must be at most 64 of [A-Za-z0-9._-]");
+    return InvalidField(field, absl::StrCat("must be at most ", kMaxIdBytes, " of [A-Za-z0-9._-]"));
   }
   return absl::OkStatus();
 }

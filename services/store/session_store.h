@@ -41,14 +41,16 @@ enum class HistoryWrite {
 };  // kKeep: the stored history stays, whatever token_ids says
 
 // A change is on stable storage when its call returns OK (implementations state their policy). All
-// methods: UNAVAILABLE if the storage cannot be used now, DATA_LOSS naming the file if it is
-// damaged. Thread-safe; calls may block on a disk.
+// methods: UNAVAILABLE if the storage cannot be used now, DATA_LOSS if it is damaged; messages go
+// to clients, so they name no file or address: the log does. Thread-safe; calls may block on a
+// disk.
 class SessionStore {
  public:
   virtual ~SessionStore() = default;
 
-  // ALREADY_EXISTS; RESOURCE_EXHAUSTED beyond the limit of sessions; INVALID_ARGUMENT or
-  // OUT_OF_RANGE as cache_manager::Validate.
+  // One of the same id that has expired at `created_wall_ms` of the new one is erased as Delete
+  // would, in the same transaction. ALREADY_EXISTS; RESOURCE_EXHAUSTED beyond the limit of
+  // sessions; INVALID_ARGUMENT or OUT_OF_RANGE as cache_manager::Validate.
   virtual absl::Status Create(const StoredSession& session) = 0;
   // NOT_FOUND.
   virtual absl::StatusOr<StoredSession> Get(const SessionId& id, History history) = 0;
@@ -80,8 +82,9 @@ struct SqliteStoreOptions {
 
 // One SQLite database, held exclusively. Policy: write-ahead log with synchronous=FULL, so an
 // acknowledged change has been synced to disk and survives a power cut; deleted content is
-// overwritten and the log emptied (secure_delete). UNAVAILABLE: the directory cannot be used, or
-// another process has it. DATA_LOSS: damaged, or of a newer version.
+// overwritten and the log emptied (secure_delete). Errors here name the file, for who starts a
+// server. UNAVAILABLE: the directory cannot be used, or another process has it. DATA_LOSS: damaged,
+// or of a newer version.
 absl::StatusOr<std::unique_ptr<SessionStore>> OpenSqliteStore(const SqliteStoreOptions& options);
 
 }  // namespace kvist::services

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "common/base/logging.h"
 #include "common/base/status.h"
 
 namespace kvist::services {
@@ -78,11 +78,13 @@ absl::StatusOr<std::unique_ptr<SqliteStatement>> SqliteDatabase::Prepare(const c
 
 absl::Status SqliteDatabase::ErrorFor(int code) const {
   const int primary = code & 0xff;
-  const std::string message =
-      absl::StrCat("session store ", path_, ": ",
-                   primary == SQLITE_BUSY ? "another process uses it" : sqlite3_errstr(code));
-  if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB) return absl::DataLossError(message);
-  return Unavailable(ErrorReason::kNoManager, message);
+  LogError("session store {}: {}", path_, sqlite3_errstr(code));
+  if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB) {
+    return absl::DataLossError("the session store is damaged");
+  }
+  return Unavailable(ErrorReason::kNoManager, primary == SQLITE_BUSY
+                                                  ? "another process uses the session store"
+                                                  : "the session store cannot be used now");
 }
 
 }  // namespace kvist::services

@@ -59,9 +59,9 @@ class StatementReset {
   SqliteStatement& statement_;
 };
 
-// Owns a connection. Errors of all methods: DATA_LOSS naming the file if it is damaged;
-// RESOURCE_EXHAUSTED is never used; UNAVAILABLE otherwise (disk full, locked by another process,
-// input/output error). Single-threaded.
+// Owns a connection. Errors of all methods: DATA_LOSS if the file is damaged; UNAVAILABLE otherwise
+// (disk full, locked by another process, input/output error). The message may go to a client; the
+// file and what befell it go to the log. Single-threaded.
 class SqliteDatabase {
  public:
   // ":memory:" is a database in memory.

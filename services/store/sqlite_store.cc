@@ -11,6 +11,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/turns.h"
+#include "common/base/logging.h"
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "services/store/session_store.h"
@@ -213,6 +215,10 @@ class SqliteStore final : public SessionStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckVersion(const SessionId& id, uint64_t expected)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Erases an expired session of the new record's id; whether there was one. ALREADY_EXISTS for one
+  // that lives.
+  absl::StatusOr<bool> MakeWayLocked(const cm::SessionRecord& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<bool> EraseLocked(const SessionId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status EmptyLog() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -242,16 +248,13 @@ absl::Status SqliteStore::SetUp() {
                                     .c_str());
     }));
   } else if (owner != kApplicationId || version != kSchemaVersion) {
-    return absl::DataLossError(absl::StrCat("session store ", database_->path(),
-                                            ": not of this program, or of version ", version,
-                                            " and not ", kSchemaVersion));
+    return absl::DataLossError(
+        absl::StrCat("not of this program, or of version ", version, " and not ", kSchemaVersion));
   }
   KVIST_ASSIGN_OR_RETURN(
       const int64_t damage,
       database_->QueryInt("SELECT quick_check <> 'ok' FROM pragma_quick_check(1)"));
-  if (damage != 0) {
-    return absl::DataLossError(absl::StrCat("session store ", database_->path(), ": damaged"));
-  }
+  if (damage != 0) return absl::DataLossError("damaged");
   KVIST_RETURN_IF_ERROR(statements_.Prepare(*database_));
   KVIST_ASSIGN_OR_RETURN(count_, database_->QueryInt("SELECT count(*) FROM sessions"));
   return absl::OkStatus();
@@ -260,15 +263,13 @@ absl::Status SqliteStore::SetUp() {
 absl::Status SqliteStore::Create(const StoredSession& session) {
   KVIST_RETURN_IF_ERROR(CheckSession(session));
   MutexLock lock(mutex_);
-  if (count_ >= max_sessions_) {
-    return WithDetails(absl::ResourceExhaustedError(
-                           absl::StrCat("the store holds ", count_, " sessions, its limit")),
-                       {.reason = ErrorReason::kOverload});
-  }
+  bool replaces = false;
   const absl::Status status = Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS -> absl::Status {
-    if (SummarizeLocked(session.record.id).ok()) {
-      return absl::AlreadyExistsError(
-          absl::StrCat("session '", session.record.id.value(), "' exists"));
+    KVIST_ASSIGN_OR_RETURN(replaces, MakeWayLocked(session.record));
+    if (!replaces && count_ >= max_sessions_) {
+      return WithDetails(absl::ResourceExhaustedError(
+                             absl::StrCat("the store holds ", count_, " sessions, its limit")),
+                         {.reason = ErrorReason::kOverload});
     }
     BindSession(session, *statements_.insert);
     statements_.insert->Bind(kHistoryTokensColumn + 1,
@@ -278,8 +279,18 @@ absl::Status SqliteStore::Create(const StoredSession& session) {
     statements_.insert_history->BindBlob(2, BytesOf(session.record.token_ids));
     return statements_.insert_history->Run();
   });
-  if (status.ok()) ++count_;
-  return status;
+  KVIST_RETURN_IF_ERROR(status);
+  if (replaces) return EmptyLog();
+  ++count_;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> SqliteStore::MakeWayLocked(const cm::SessionRecord& record) {
+  const auto old = SummarizeLocked(record.id);
+  if (absl::IsNotFound(old.status())) return false;
+  KVIST_RETURN_IF_ERROR(old.status());
+  if (cm::IsExpired(old->session.record, record.created_wall_ms)) return EraseLocked(record.id);
+  return absl::AlreadyExistsError(absl::StrCat("session '", record.id.value(), "' exists"));
 }
 
 absl::StatusOr<SessionStore::Summary> SqliteStore::SummarizeLocked(const SessionId& id) {
@@ -304,8 +315,10 @@ absl::StatusOr<StoredSession> SqliteStore::Get(const SessionId& id, History hist
   KVIST_ASSIGN_OR_RETURN(const bool row, statements_.select_history->Step());
   const std::string_view bytes = row ? statements_.select_history->Bytes(0) : std::string_view();
   if (bytes.size() != static_cast<size_t>(summary.history_tokens) * sizeof(int32_t)) {
-    return absl::DataLossError(absl::StrCat("session store ", database_->path(),
-                                            ": the history of '", id.value(), "' is damaged"));
+    LogError("session store {}: a history has {} bytes and not those of {} tokens",
+             database_->path(), bytes.size(), summary.history_tokens);
+    return absl::DataLossError(
+        absl::StrCat("the stored history of session '", id.value(), "' is damaged"));
   }
   summary.session.record.token_ids.resize(static_cast<size_t>(summary.history_tokens));
   if (!bytes.empty()) {
@@ -423,9 +436,15 @@ absl::StatusOr<std::unique_ptr<SessionStore>> OpenSqliteStore(const SqliteStoreO
     }
     path = (std::filesystem::path(options.directory) / "sessions.sqlite").string();
   }
-  KVIST_ASSIGN_OR_RETURN(auto database, SqliteDatabase::Open(path));
-  auto store = std::make_unique<SqliteStore>(std::move(database), options.max_sessions);
-  KVIST_RETURN_IF_ERROR(store->SetUp());
+  const auto with_path = [&path](const absl::Status& status) {
+    return WithDetails(
+        absl::Status(status.code(), absl::StrCat("session store ", path, ": ", status.message())),
+        DetailsOf(status));
+  };
+  auto database = SqliteDatabase::Open(path);
+  if (!database.ok()) return with_path(database.status());
+  auto store = std::make_unique<SqliteStore>(*std::move(database), options.max_sessions);
+  if (const absl::Status status = store->SetUp(); !status.ok()) return with_path(status);
   return store;
 }
 

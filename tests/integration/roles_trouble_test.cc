@@ -24,9 +24,20 @@ TEST_F(RolesTest, WithoutManagerRequestsGoOnAndSessionTurnsDoNot) {
   EXPECT_EQ(DetailsOf(status).reason, ErrorReason::kNoManager);
   const auto stats = client_->GetStats();
   EXPECT_EQ(DetailsOf(stats.status()).reason, ErrorReason::kNoManager);
+  // Not where it was looked for, nor gRPC's words about that.
+  for (const absl::Status& told : {status, stats.status()}) {
+    EXPECT_EQ(told.message(), "the cache manager does not answer");
+  }
   during.Join();
   EXPECT_TRUE(during.status.ok()) << during.status;
   EXPECT_EQ(during.generated.tokens.size(), 100u);
+}
+
+TEST_F(RolesTest, ClientsAreNotToldWhereWorkersListen) {
+  const auto stats = client_->GetStats();
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  ASSERT_GT(stats->workers_size(), 0);
+  for (const v1::WorkerInfo& worker : stats->workers()) EXPECT_EQ(worker.address(), "");
 }
 
 TEST_F(RolesTest, EndedTurnIsToldAgainFromAnyIndex) {

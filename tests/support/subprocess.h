@@ -79,6 +79,16 @@ class Subprocess {
     }
   }
 
+  // Reads on until both outputs together have so many bytes. False: they ended or `seconds` passed
+  // before.
+  bool WaitForBytes(size_t bytes, int seconds) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+    while (output_.size() + errors_.size() < bytes) {
+      if (std::chrono::steady_clock::now() >= until || !ReadSome(100)) return false;
+    }
+    return true;
+  }
+
   // Reads to the end and waits. The exit status; 128 + the signal's number if one ended it; -1 if
   // it was never started or `seconds` pass (it is killed then).
   int WaitForExit(int seconds) {

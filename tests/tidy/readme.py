@@ -10,6 +10,9 @@ _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"^(?:\./)?([\w.-]+(?:/[\w.+-]+)*/?)$")
 _FUNCTION = re.compile(r"^(?:[\w:]+(?:::|\.))?(\w+)\(\)$")
 
+# `Class::Function()` (`path/of/its.h`), in the life of a request.
+_PLACE = re.compile(r"`([\w:]+)\(\)` \(`([\w./]+)`\)")
+
 
 def check(tree):
     if not tree.exists("README.md"):
@@ -44,9 +47,19 @@ def _life_of_a_request(tree):
     if not section:
         return [Breach("README.md", 1, 'there is no section "Life of a request"', "README.md")]
     number, text = section
-    if not any(_PATH.match(name) and "/" in name for name in _CODE.findall(text)):
-        return [Breach("README.md", number, "the life of a request names no path", "README.md")]
-    return []
+    breaches = []
+    for step in re.split(r"^(?=\d+\. )", text, flags=re.M)[1:]:
+        label = step.split(".", 1)[0]
+        places = _PLACE.findall(" ".join(step.split()))
+        if not places:
+            message = f"step {label} of the life of a request names no `Function()` (`path`)"
+            breaches.append(Breach("README.md", number, message, label))
+        for function, path in places:
+            called = rf"\b{re.escape(function.rsplit('::', 1)[-1])}\s*\("
+            if not tree.exists(path) or not re.search(called, tree.code(path)):
+                message = f"there is no {function}() in {path}"
+                breaches.append(Breach("README.md", number, message, function))
+    return breaches
 
 
 def _map(tree):

@@ -16,6 +16,7 @@ import cmake_lists
 import guards
 import includes
 import mirrors
+import protos
 import readme
 import scripts
 import sizes
@@ -30,6 +31,7 @@ CHECKS = {
     "words": words.check,
     "mirrors": mirrors.check,
     "readme": readme.check,
+    "protos": protos.check,
     "class_comments": class_comments.check,
     "scripts": scripts.check,
 }

@@ -31,7 +31,7 @@ class Thing {
 
 README = """# Kvist
 ## Life of a request
-1. `Count()` in `common/base/thing.h`.
+1. `Thing::Count()` (`common/base/thing.h`).
 ## Map of the folders
 | `common/base` | base |
 | `worker/engine` | engine |
@@ -286,8 +286,39 @@ class TidyTest(unittest.TestCase):
     def test_readme_without_the_sections_is_caught(self):
         self.assertEqual(len(self.breaches("readme", {"README.md": "# Kvist\n"})), 2)
 
+    def test_step_without_a_function_and_its_path_is_caught(self):
+        changed = README.replace("1. `Thing::Count()` (`common/base/thing.h`).", "1. It counts.")
+        self.assert_caught("readme", {"README.md": changed}, "step 1 of the life of a request")
+
+    def test_step_naming_a_function_of_another_file_is_caught(self):
+        changed = README.replace("(`common/base/thing.h`)", "(`common/base/thing.cc`)")
+        message = "no Thing::Count() in common/base/thing.cc"
+        self.assert_caught("readme", {"README.md": changed}, message)
+
     def test_folder_missing_in_the_map_is_caught(self):
         self.assert_caught("readme", {"worker/kv/CMakeLists.txt": ""}, "the map lacks `worker/kv`")
+
+    def proto(self, fields):
+        text = f'syntax = "proto3";\n{fields}'
+        lists = "kvist_proto(NAMES a)\n"
+        return {"proto/kvist/v1/a.proto": text, "proto/CMakeLists.txt": lists}
+
+    def test_field_of_a_message_without_a_comment_is_caught(self):
+        for field in ("int64 tokens = 1;", "repeated a.B tokens = 1;", "map<a, B> tokens = 1;"):
+            for text in (
+                f"// All.\nmessage A {{\n  {field}\n}}\n",
+                f"message A {{\n  oneof b {{\n    {field}\n  }}\n}}\n",
+                # A comment after the field before is that field's.
+                f"message A {{\n  int32 a = 2;  // of a\n  {field}\n}}\n",
+            ):
+                self.assert_caught("protos", self.proto(text), "A.tokens has no comment")
+
+    def test_fields_with_a_comment_beside_or_above_them_pass(self):
+        text = (
+            "message A {\n  int64 a = 1;  // of a\n  // Of b.\n  optional B b = 2;\n"
+            "  enum C {\n    NONE = 0;\n  }\n}\nmessage D {}\n"
+        )
+        self.assertEqual(self.breaches("protos", self.proto(text)), [])
 
     def test_class_without_comment_is_caught(self):
         changed = HEADER.replace("// Counts things. Thread-compatible.\n", "")

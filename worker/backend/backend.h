@@ -19,7 +19,7 @@ namespace kvist::worker {
 
 // Facts about a loaded model that others need.
 struct ModelFacts {
-  std::string name;            // general.name, or the file's stem
+  std::string name;            // general.name, or else the stem of the file's name
   std::string architecture;    // "llama", "gemma3", ...
   std::string fingerprint;     // SHA-256 of the file, hex
   int64_t vocab = 0;           // tokens of the file; its matrices may have more rows

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cfenv>
 #include <cstring>
+#include <filesystem>
 #include <string_view>
 #include <utility>
 
@@ -175,15 +176,15 @@ absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
 absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& backend) {
   ModelFacts facts = backend.facts;  // what ReadOptions found
   facts.architecture = backend.config.architecture;
-  facts.name = facts.architecture;
+  facts.name = std::filesystem::path(file.path()).stem().string();
   if (file.FindValue(kNameKey) != nullptr) {
     KVIST_ASSIGN_OR_RETURN(facts.name, file.GetString(kNameKey));
-    // Messages to managers and frontends carry nothing else.
-    if (!text::IsValidUtf8(facts.name)) return InvalidField(kNameKey, "must be UTF-8");
-    if (facts.name.size() > cache_manager::kMaxNameBytes) {
-      return InvalidField(kNameKey, absl::StrCat("has ", facts.name.size(), " bytes; at most ",
-                                                 cache_manager::kMaxNameBytes, " are allowed"));
-    }
+  }
+  // Messages to managers and frontends carry nothing else.
+  if (!text::IsValidUtf8(facts.name)) return InvalidField(kNameKey, "must be UTF-8");
+  if (facts.name.size() > cache_manager::kMaxNameBytes) {
+    return InvalidField(kNameKey, absl::StrCat("has ", facts.name.size(), " bytes; at most ",
+                                               cache_manager::kMaxNameBytes, " are allowed"));
   }
   facts.fingerprint = file.Fingerprint();
   facts.vocab = backend.config.vocab;

@@ -34,8 +34,8 @@ class Cluster {
     node.connection = ++last_connection_;
     return manager->Receive(node.connection, node.side.Connect(now_ms), now_ms);
   }
-  void Cut(Node& node, bool refused = false) {
-    manager->Closed(node.connection, refused);
+  void Cut(Node& node, ManagerSide::Ending ending = ManagerSide::Ending::kBroken) {
+    manager->Closed(node.connection, ending);
     node.side.Disconnect();
     node.connection = 0;
   }

@@ -232,7 +232,7 @@ TEST(StreamTest, SilenceMakesSuspectAndThenLost) {
   EXPECT_EQ(entry.LivenessAt(heard + kSuspectAfterMs), Liveness::kSuspect);
   EXPECT_EQ(entry.LivenessAt(heard + kLostAfterMs - 1), Liveness::kSuspect);
   EXPECT_EQ(entry.LivenessAt(heard + kLostAfterMs), Liveness::kLost);
-  cluster.Cut(node, /*refused=*/true);
+  cluster.Cut(node, ManagerSide::Ending::kRefused);
   EXPECT_EQ(entry.LivenessAt(heard), Liveness::kLost);
 }
 

@@ -128,6 +128,25 @@ class QuickstartTest(ScriptTest):
         self.assertIn(f"kill {self.running()[0]}", output)
         self.assertIn("kvist chat --endpoint 127.0.0.1:", output)
 
+    def test_second_keep_leaves_the_first_server_and_its_data_alone(self):
+        self.assertEqual(self.finish(self.quickstart("--keep"))[0], 0)
+        (first,) = self.data_folders()
+        (first / "sessions.sqlite").write_text("conversations")
+        status, output = self.finish(self.quickstart("--keep"))
+        self.assertEqual(status, 0, output)
+        self.assertEqual(len(self.running()), 2)
+        self.assertEqual((first / "sessions.sqlite").read_text(), "conversations")
+        self.assertEqual(len(set(self.data_folders())), 2)
+
+    def data_folders(self):
+        """The --data-dir of each server that runs, made as the server would."""
+        folders = []
+        for pid in self.running():
+            words = (self.processes / f"{pid}.process").read_text().split()
+            folders.append(pathlib.Path(words[words.index("--data-dir") + 1]))
+            folders[-1].mkdir(exist_ok=True)
+        return folders
+
     def test_server_that_does_not_start_is_reported_with_its_log(self):
         status, output = self.finish(self.quickstart(FAKE_KVIST_FAULT="no-start"))
         self.assertEqual(status, 1, output)

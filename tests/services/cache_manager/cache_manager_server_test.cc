@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -400,6 +401,36 @@ TEST_F(CacheManagerServerTest, EvictDoesNotWaitForEverForASilentWorker) {
   ASSERT_TRUE(status.ok()) << status.error_message();
   ASSERT_EQ(response.outcomes_size(), 1);
   EXPECT_EQ(response.outcomes(0).result(), v1::CommandOutcome::REFUSED);
+}
+
+TEST_F(CacheManagerServerTest, EvictOnAllGoesOnPastAWorkerThatRefuses) {
+  FakePeer first(address_, "a", 5), second(address_, "b", 5);
+  for (FakePeer* peer : {&first, &second}) ASSERT_TRUE(peer->SayHello());
+  for (const char* id : {"a", "b"}) {
+    ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, id).worker_id() == id; }));
+  }
+  const auto evict = [&](const std::string& worker) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    v1::EvictRequest request;
+    request.set_worker_id(worker);
+    request.set_request_id("same");  // in flight to "a" when it is sent to all
+    request.mutable_count()->set_blocks(1);
+    v1::EvictResponse response;
+    const grpc::Status status = stub_->Evict(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  };
+  EXPECT_EQ(evict("a").outcomes_size(), 1);
+  const v1::EvictResponse response = evict("");
+  ASSERT_EQ(response.outcomes_size(), 2);
+  std::map<std::string, std::string> reasons;
+  for (const v1::WorkerOutcome& outcome : response.outcomes()) {
+    EXPECT_EQ(outcome.result(), v1::CommandOutcome::REFUSED);
+    reasons[outcome.worker_id()] = outcome.reason();
+  }
+  EXPECT_THAT(reasons["a"], HasSubstr("in flight"));
+  EXPECT_THAT(reasons["b"], HasSubstr("no answer in time"));
 }
 
 TEST_F(CacheManagerServerTest, SessionsOutliveARestartAndTheStoreHasOneOwner) {

@@ -341,6 +341,18 @@ TEST_F(TurnBookTest, ASessionIsGoneOnceItIsErasedAndNotBefore) {
   EXPECT_TRUE(gone("t"));
 }
 
+TEST_F(TurnBookTest, IdOfAnExpiredSessionIsFree) {
+  ASSERT_TRUE(CreateSession("s", 10).ok());
+  ASSERT_TRUE(Begin("t1").ok());
+  ASSERT_TRUE(End("t1", {1, 2}, 1).ok());
+  EXPECT_EQ(CreateSession("s").code(), StatusCode::kAlreadyExists);
+  clock_.ms += 10'000;
+  ASSERT_TRUE(CreateSession("s").ok());
+  EXPECT_EQ(Session().history_tokens(), 0);
+  EXPECT_TRUE(book_->DeleteExpired().empty());
+  EXPECT_EQ(book_->Count().value(), 1);
+}
+
 TEST_F(TurnBookTest, ListPages) {
   for (const char* id : {"c", "a", "b"}) ASSERT_TRUE(CreateSession(id).ok());
   v1::ListSessionsRequest request;

@@ -101,6 +101,33 @@ TEST_P(SessionStoreTest, CreateRefusesATakenIdAndKeepsTheOldOne) {
   EXPECT_EQ(store_->Count().value(), 1);
 }
 
+TEST_P(SessionStoreTest, CreateReplacesAnExpiredSessionWhole) {
+  Open(/*max_sessions=*/1);  // a replacement needs no room
+  StoredSession old = Session("a", {1, 2, 3});
+  old.record.time_to_live_ms = 100;  // last used at 2000
+  ASSERT_TRUE(store_->Create(old).ok());
+  StoredSession next = Session("a", {9});
+  next.record.created_wall_ms = 2099;
+  EXPECT_EQ(store_->Create(next).code(), StatusCode::kAlreadyExists);
+  next.record.created_wall_ms = 2100;
+  ASSERT_TRUE(store_->Create(next).ok());
+  EXPECT_EQ(store_->Get(SessionId("a"), History::kRead).value(), next);
+  EXPECT_EQ(store_->Count().value(), 1);
+}
+
+TEST_P(SessionStoreTest, CreateSparesAnExpiredSessionWithAnOpenTurn) {
+  StoredSession old = Session("a");
+  old.record.time_to_live_ms = 100;
+  old.record.open_turn =
+      cm::OpenTurn{.id = TurnId("t"), .request = RequestId("r"), .expires_wall_ms = 5000};
+  ASSERT_TRUE(store_->Create(old).ok());
+  StoredSession next = Session("a");
+  next.record.created_wall_ms = 4999;
+  EXPECT_EQ(store_->Create(next).code(), StatusCode::kAlreadyExists);
+  next.record.created_wall_ms = 5000;
+  EXPECT_TRUE(store_->Create(next).ok());
+}
+
 TEST_P(SessionStoreTest, UnknownSessionsAreNotFound) {
   EXPECT_EQ(store_->Get(SessionId("x"), History::kRead).status().code(), StatusCode::kNotFound);
   EXPECT_EQ(store_->Summarize(SessionId("x")).status().code(), StatusCode::kNotFound);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <string>
@@ -153,6 +155,13 @@ TEST(CpuBackendTest, SaysWhatItHolds) {
   EXPECT_THAT(backend->numerics_id(), HasSubstr("native"));
   options.weights = "float32";
   EXPECT_NE(OpenTinyModel("gemma3_a.Q8_0", options)->numerics_id(), backend->numerics_id());
+}
+
+TEST(CpuBackendTest, ModelWithoutANameIsCalledAsItsFile) {
+  const std::string path = ::testing::TempDir() + "some.model.gguf";
+  std::ofstream(path, std::ios::binary) << TinyFile("llama").Build();
+  EXPECT_EQ(OpenModel(path, TinyOptions())->model().name, "some.model");
+  std::filesystem::remove(path);
 }
 
 TEST(CpuBackendTest, LoadingReportsRisingBytesUpToAll) {
