@@ -27,7 +27,8 @@ void AddGenerationFlags(CLI::App* command, GenerationFlags* flags) {
   command
       ->add_option("--cache", flags->cache, "paged, or none: recompute everything for every token")
       ->check(CLI::IsMember({"paged", "none"}));
-  command->add_option("--kv-format", flags->kv_format, "f16, f32 or bf16, where the server has it");
+  command->add_option("--kv-format", flags->kv_format,
+                      "f32, f16, bf16, q8 or q4, where the server has it");
 }
 
 void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {

@@ -246,7 +246,8 @@ void AddSessions(CLI::App& app, Run* run) {
                      "since its last use; default 7 days");
   create->add_option("--cache", create_flags->cache, "paged or none, for all its turns")
       ->check(CLI::IsMember({"paged", "none"}));
-  create->add_option("--kv-format", create_flags->kv_format, "f16, f32 or bf16, for all its turns");
+  create->add_option("--kv-format", create_flags->kv_format,
+                     "f32, f16, bf16, q8 or q4, for all its turns");
   const auto get_flags = std::make_shared<SessionsFlags>();
   AddAction(*command, "get", "Show one session.", "  kvist sessions get kitchen\n", run, get_flags,
             &RunShow)

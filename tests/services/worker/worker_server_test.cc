@@ -262,7 +262,9 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   options.vocabulary = SmallVocabulary();
   options.chat_template = "chatml";
   const TestWorker worker =
-      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kF32}}, options);
+      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kQ8, worker::KvFormat::kQ4,
+                               worker::KvFormat::kF32}},
+                  options);
   const auto get = [&](const std::string& known) {
     grpc::ClientContext context;
     v1::GetModelRequest request;
@@ -279,7 +281,7 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   EXPECT_EQ(whole.vocabulary().chat_template(), "{{ x }}");
   EXPECT_EQ(whole.worker_id(), "w7");
   EXPECT_EQ(whole.chat_format_override(), "chatml");
-  EXPECT_THAT(whole.kv_formats(), testing::ElementsAre("f16", "f32"));
+  EXPECT_THAT(whole.kv_formats(), testing::ElementsAre("f16", "q8", "q4", "f32"));
   v1::GetModelResponse known = get(whole.fingerprint());
   EXPECT_FALSE(known.has_vocabulary());
   whole.clear_vocabulary();

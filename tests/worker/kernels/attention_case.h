@@ -24,10 +24,60 @@ struct AttentionShape {
   int64_t window = 0;
 };
 
-inline float RoundToFormat(KvFormat format, float value) {
-  if (format == KvFormat::kF16) return HalfToFloat(FloatToHalf(value));
-  if (format == KvFormat::kBF16) return Bf16ToFloat(FloatToBf16(value));
+template <typename T>
+T ReadAt(const std::byte* page, int64_t offset) {
+  T value;
+  std::memcpy(&value, page + offset, sizeof(value));
   return value;
+}
+
+// One value of a q4 page: of the group `g` of `groups`, whose bytes begin at `bytes` and lie
+// `stride` apart; scales of 16 slots each from `scales` on, all steps before all minima.
+struct Q4Place {
+  int64_t bytes, stride, scales;
+};
+inline double Q4At(const std::byte* page, const Q4Place& place, int64_t groups, int64_t slot,
+                   int64_t d) {
+  const auto byte = ReadAt<uint8_t>(page, place.bytes + (d / 32 * 16 + d % 16) * place.stride);
+  const int n = d % 32 < 16 ? byte & 15 : byte >> 4;
+  const int64_t step = place.scales + 2 * (d / 32 * 16 + slot);
+  return static_cast<double>(n) * HalfToFloat(ReadAt<uint16_t>(page, step)) +
+         HalfToFloat(ReadAt<uint16_t>(page, step + 32 * groups));
+}
+
+// What a page holds, read by the words of kv_page.h.
+inline double KeyIn(KvFormat format, int64_t dim, const std::byte* page, int64_t slot, int64_t d) {
+  const int64_t at = d * 16 + slot;
+  switch (format) {
+    case KvFormat::kF32:
+      return ReadAt<float>(page, 4 * at);
+    case KvFormat::kF16:
+      return HalfToFloat(ReadAt<uint16_t>(page, 2 * at));
+    case KvFormat::kBF16:
+      return Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at));
+    case KvFormat::kQ8:
+      return double{ReadAt<float>(page, 32 * dim + 4 * slot)} * ReadAt<int8_t>(page, at);
+    case KvFormat::kQ4:
+      return Q4At(page, {slot, 16, 16 * dim}, dim / 32, slot, d);
+  }
+  return 0;
+}
+inline double ValueIn(KvFormat format, int64_t dim, const std::byte* page, int64_t slot,
+                      int64_t d) {
+  const int64_t at = (16 + slot) * dim + d;
+  switch (format) {
+    case KvFormat::kF32:
+      return ReadAt<float>(page, 4 * at);
+    case KvFormat::kF16:
+      return HalfToFloat(ReadAt<uint16_t>(page, 2 * at));
+    case KvFormat::kBF16:
+      return Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at));
+    case KvFormat::kQ8:
+      return double{ReadAt<float>(page, 32 * dim + 64 + 4 * slot)} * ReadAt<int8_t>(page, at);
+    case KvFormat::kQ4:
+      return Q4At(page, {8 * dim + slot * dim / 2, 1, 18 * dim}, dim / 32, slot, d);
+  }
+  return 0;
 }
 
 // Pages in shuffled blocks of an arena in which every byte not written is 0xff: NaN in each format.
@@ -35,8 +85,7 @@ class PagedSequence {
  public:
   PagedSequence(const KernelTable& table, const AttentionShape& shape, std::mt19937& rng)
       : shape_(shape),
-        element_(shape.format == KvFormat::kF32 ? 4 : 2),
-        page_bytes_(2 * kPageTokens * shape.head_dim * element_),
+        page_bytes_(KvPageLayoutOf(shape.format, shape.head_dim).bytes),
         block_bytes_(192 + (shape.block_tokens / kPageTokens) * (page_bytes_ + 64)),
         blocks_(CeilDiv(shape.length, shape.block_tokens)),
         arena_((blocks_ + 2) * block_bytes_),
@@ -67,15 +116,28 @@ class PagedSequence {
     table.store_kv({pages(), shape_.head_dim, position, keys.data() + at, values.data() + at});
   }
   std::span<const std::byte> arena() { return arena_.span(); }
+  // As read back from the pages.
+  double Key(int64_t position, int64_t d) const {
+    return KeyIn(shape_.format, shape_.head_dim, PageOf(position), position % kPageTokens, d);
+  }
+  double Value(int64_t position, int64_t d) const {
+    return ValueIn(shape_.format, shape_.head_dim, PageOf(position), position % kPageTokens, d);
+  }
 
  private:
+  const std::byte* PageOf(int64_t position) const {
+    const int64_t block = table_[static_cast<size_t>(position / shape_.block_tokens)];
+    return arena_.data() + block * block_bytes_ + 128 +
+           position % shape_.block_tokens / kPageTokens * (page_bytes_ + 64);
+  }
+
   AttentionShape shape_;
-  int64_t element_, page_bytes_, block_bytes_, blocks_;
+  int64_t page_bytes_, block_bytes_, blocks_;
   AlignedArray<std::byte> arena_;
   std::vector<int32_t> table_;
 
  public:
-  std::vector<float> keys, values;  // [length, head_dim], before rounding to the format
+  std::vector<float> keys, values;  // [length, head_dim], as given
 };
 
 // Attention of queries [first, first + count), `per_task` queries at a time. q and the result are
@@ -116,9 +178,7 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
   for (int64_t p = first; p <= position; ++p) {
     double dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      dot +=
-          static_cast<double>(q[d]) *
-          RoundToFormat(shape.format, sequence.keys[static_cast<size_t>(p * shape.head_dim + d)]);
+      dot += static_cast<double>(q[d]) * sequence.Key(p, d);
     }
     scores.push_back(dot * scale);
   }
@@ -129,8 +189,7 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
     const double weight = std::exp(scores[i] - largest);
     sum += weight;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      const auto at = static_cast<size_t>((first + static_cast<int64_t>(i)) * shape.head_dim + d);
-      out[static_cast<size_t>(d)] += weight * RoundToFormat(shape.format, sequence.values[at]);
+      out[static_cast<size_t>(d)] += weight * sequence.Value(first + static_cast<int64_t>(i), d);
     }
   }
   for (double& o : out) o /= sum;

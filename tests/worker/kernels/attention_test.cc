@@ -27,7 +27,12 @@ std::vector<AttentionShape> Shapes() {
       {KvFormat::kF32, 16, 4, 33, 128, 0},   {KvFormat::kF16, 32, 3, 270, 16, 20},
       {KvFormat::kBF16, 64, 1, 600, 32, 16}, {KvFormat::kF16, 64, 3, 1050, 16, 512},
       {KvFormat::kF32, 40, 2, 100, 16, 1},   {KvFormat::kF16, 8, 8, 50, 16, 17},
-      {KvFormat::kF16, 64, 3, 600, 16, 257},
+      {KvFormat::kF16, 64, 3, 600, 16, 257}, {KvFormat::kQ8, 64, 3, 300, 16, 0},
+      {KvFormat::kQ8, 8, 5, 50, 32, 0},      {KvFormat::kQ8, 24, 1, 70, 16, 20},
+      {KvFormat::kQ8, 128, 2, 530, 64, 0},   {KvFormat::kQ8, 256, 4, 290, 16, 257},
+      {KvFormat::kQ8, 80, 1, 40, 128, 1},    {KvFormat::kQ4, 64, 3, 300, 16, 0},
+      {KvFormat::kQ4, 32, 5, 50, 32, 0},     {KvFormat::kQ4, 96, 1, 70, 16, 20},
+      {KvFormat::kQ4, 128, 2, 530, 64, 0},   {KvFormat::kQ4, 256, 4, 290, 16, 257},
   };
 }
 
@@ -73,40 +78,75 @@ TEST_P(AttentionTest, GivesTheBitsOfTheFirstTableForAnyNumberOfQueriesPerTask) {
   }
 }
 
-TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
+constexpr KvFormat kAllFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kQ8,
+                                    KvFormat::kQ4};
+
+void ExpectTheSameForAnyBlockSize(const KernelTable& table, KvFormat format) {
   std::vector<float> first;
   for (int64_t block_tokens : {16, 32, 64, 128}) {
     std::mt19937 rng(5);
-    AttentionShape shape = {KvFormat::kF16, 64, 3, 290, block_tokens, 0};
+    AttentionShape shape = {format, 64, 3, 290, block_tokens, 0};
     std::mt19937 order(static_cast<uint32_t>(block_tokens));
-    PagedSequence sequence(*GetParam(), shape, order);
+    PagedSequence sequence(table, shape, order);
     sequence.keys = RandomFloats(shape.length * shape.head_dim, rng);
     sequence.values = RandomFloats(shape.length * shape.head_dim, rng);
-    for (int64_t position = 0; position < shape.length; ++position)
-      sequence.Write(*GetParam(), position);
+    for (int64_t position = 0; position < shape.length; ++position) sequence.Write(table, position);
     const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
-    const std::vector<float> out =
-        RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+    const std::vector<float> out = RunAttention(table, shape, sequence, q, 0, shape.length, 9);
     if (first.empty()) first = out;
     EXPECT_TRUE(SameBits(out, first)) << block_tokens;
   }
 }
 
+TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
+  for (const KvFormat format : kAllFormats) ExpectTheSameForAnyBlockSize(*GetParam(), format);
+}
+
 // What later positions hold must not matter: they may be a neighbour's leftovers in a page that is
-// being filled.
-TEST_P(AttentionTest, DoesNotDependOnWhatLaterSlotsHold) {
+// being filled, or, where nothing was written, NaN in values and scales.
+void ExpectLaterSlotsNotToMatter(const KernelTable& table, KvFormat format) {
   std::mt19937 rng(6);
-  const AttentionShape longer = {KvFormat::kF16, 64, 3, 40, 16, 0};
+  const AttentionShape longer = {format, 64, 3, 40, 16, 0};
   AttentionShape shorter = longer;
   shorter.length = 21;
-  PagedSequence all(*GetParam(), longer, rng);
-  PagedSequence part(*GetParam(), shorter, rng);
+  PagedSequence all(table, longer, rng);
+  PagedSequence part(table, shorter, rng);
   part.keys.assign(all.keys.begin(), all.keys.begin() + 21 * 64);
   part.values.assign(all.values.begin(), all.values.begin() + 21 * 64);
-  for (int64_t position = 0; position < 21; ++position) part.Write(*GetParam(), position);
+  for (int64_t position = 0; position < 21; ++position) part.Write(table, position);
   const std::vector<float> q = RandomFloats(longer.length * 3 * 64, rng);
-  EXPECT_TRUE(SameBits(RunAttention(*GetParam(), longer, all, q, 0, 21, 21),
-                       RunAttention(*GetParam(), shorter, part, q, 0, 21, 21)));
+  EXPECT_TRUE(SameBits(RunAttention(table, longer, all, q, 0, 21, 21),
+                       RunAttention(table, shorter, part, q, 0, 21, 21)));
+}
+
+TEST_P(AttentionTest, DoesNotDependOnWhatLaterSlotsHold) {
+  for (const KvFormat format : kAllFormats) ExpectLaterSlotsNotToMatter(*GetParam(), format);
+}
+
+// A NaN shows in every query that sees it and in no other.
+TEST_P(AttentionTest, ATokenThatItsFormatCannotHoldIsNanForThoseWhoSeeIt) {
+  for (const KvFormat format : {KvFormat::kQ8, KvFormat::kQ4}) {
+    for (const bool in_keys : {true, false}) {
+      std::mt19937 rng(9);
+      const AttentionShape shape = {format, 32, 2, 60, 16, 8};
+      PagedSequence sequence(*GetParam(), shape, rng);
+      const std::vector<float> q = RandomFloats(shape.length * 2 * 32, rng);
+      const std::vector<float> before =
+          RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+      (in_keys ? sequence.keys : sequence.values)[20 * 32 + 3] = -INFINITY;
+      sequence.Write(*GetParam(), 20);
+      const std::vector<float> after =
+          RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+      for (size_t i = 0; i < after.size(); ++i) {
+        const size_t position = i / (2 * 32);
+        if (position >= 20 && position < 28) {
+          ASSERT_TRUE(std::isnan(after[i])) << position;
+        } else {
+          ASSERT_EQ(after[i], before[i]) << position;
+        }
+      }
+    }
+  }
 }
 
 TEST_P(AttentionTest, OneVisibleTokenReturnsItsValue) {
