@@ -116,12 +116,21 @@ class PagedSequence {
     table.store_kv({pages(), shape_.head_dim, position, keys.data() + at, values.data() + at});
   }
   std::span<const std::byte> arena() { return arena_.span(); }
-  // As read back from the pages.
-  double Key(int64_t position, int64_t d) const {
-    return KeyIn(shape_.format, shape_.head_dim, PageOf(position), position % kPageTokens, d);
-  }
-  double Value(int64_t position, int64_t d) const {
-    return ValueIn(shape_.format, shape_.head_dim, PageOf(position), position % kPageTokens, d);
+  // Keys and values [length, head_dim] as read back from the pages.
+  struct StoredRows {
+    std::vector<double> keys, values;
+  };
+  StoredRows Stored() const {
+    StoredRows rows;
+    for (int64_t position = 0; position < shape_.length; ++position) {
+      const std::byte* page = PageOf(position);
+      const int64_t slot = position % kPageTokens;
+      for (int64_t d = 0; d < shape_.head_dim; ++d) {
+        rows.keys.push_back(KeyIn(shape_.format, shape_.head_dim, page, slot, d));
+        rows.values.push_back(ValueIn(shape_.format, shape_.head_dim, page, slot, d));
+      }
+    }
+    return rows;
   }
 
  private:
@@ -170,7 +179,7 @@ inline std::vector<float> RunAttention(const KernelTable& table, const Attention
 
 // out[head_dim] of one query and head.
 inline std::vector<double> NaiveAttention(const AttentionShape& shape,
-                                          const PagedSequence& sequence, const float* q,
+                                          const PagedSequence::StoredRows& stored, const float* q,
                                           int64_t position) {
   const int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
   const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
@@ -178,7 +187,7 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
   for (int64_t p = first; p <= position; ++p) {
     double dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      dot += static_cast<double>(q[d]) * sequence.Key(p, d);
+      dot += static_cast<double>(q[d]) * stored.keys[static_cast<size_t>(p * shape.head_dim + d)];
     }
     scores.push_back(dot * scale);
   }
@@ -189,7 +198,8 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
     const double weight = std::exp(scores[i] - largest);
     sum += weight;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      out[static_cast<size_t>(d)] += weight * sequence.Value(first + static_cast<int64_t>(i), d);
+      const auto at = static_cast<size_t>((first + static_cast<int64_t>(i)) * shape.head_dim + d);
+      out[static_cast<size_t>(d)] += weight * stored.values[at];
     }
   }
   for (double& o : out) o /= sum;

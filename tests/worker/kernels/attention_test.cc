@@ -46,11 +46,11 @@ TEST_P(AttentionTest, AgreesWithSoftmaxInDoubleAndNeverReadsUnwrittenSlots) {
     const std::vector<float> q = RandomFloats(shape.length * stride, rng);
     const std::vector<float> out =
         RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 7);
+    const PagedSequence::StoredRows stored = sequence.Stored();
     for (int64_t position = 0; position < shape.length; position += position < 40 ? 1 : 13) {
       for (int64_t head = 0; head < shape.heads; ++head) {
         const int64_t at = position * stride + head * shape.head_dim;
-        const std::vector<double> expected =
-            NaiveAttention(shape, sequence, q.data() + at, position);
+        const std::vector<double> expected = NaiveAttention(shape, stored, q.data() + at, position);
         for (int64_t d = 0; d < shape.head_dim; ++d) {
           ASSERT_NEAR(out[static_cast<size_t>(at + d)], expected[static_cast<size_t>(d)], 2e-5)
               << "head_dim " << shape.head_dim << " position " << position << " head " << head

@@ -160,29 +160,29 @@ TEST_P(KvPageTest, BytesAreThoseOfTheDescription) {
 }
 
 TEST_P(KvPageTest, Q8KeepsEveryFiniteSizeAndTurnsTheRestIntoNan) {
-  const std::vector<float> ones(16, 1.0f);
+  const std::vector<float> plain(16, 127.0f);
   for (const float largest : {FLT_MAX, -FLT_MAX, 1e30f, 1e-30f, 0x1.fcp-120f}) {
     Page page(table(), KvFormat::kQ8, 16);
     std::vector<float> row(16, largest / 2);
     row[9] = largest;
-    page.Write(0, row, ones);
+    page.Write(0, row, plain);
     EXPECT_NEAR(page.Key(0)[9] / largest, 1, 1e-6);
     EXPECT_NEAR(page.Key(0)[1] / largest, 0.5, 0.5 / 127);
   }
   for (const float tiny : {0.0f, -0.0f, FLT_MIN, 1e-40f, 126 * FLT_MIN}) {
     Page page(table(), KvFormat::kQ8, 16);
-    page.Write(0, std::vector<float>(16, tiny), ones);
+    page.Write(0, std::vector<float>(16, tiny), plain);
     EXPECT_EQ(page.Key(0), std::vector<double>(16, 0.0)) << tiny;
   }
   for (const float bad : {kInfinity, -kInfinity, kNan, -kNan}) {
     Page page(table(), KvFormat::kQ8, 16);
-    std::vector<float> row = ones;
+    std::vector<float> row = plain;
     row[9] = bad;
-    page.Write(0, ones, row);
-    page.Write(1, row, ones);
+    page.Write(0, plain, row);
+    page.Write(1, row, plain);
     EXPECT_TRUE(AllNan(page.Value(0)) && AllNan(page.Key(1))) << bad;
-    EXPECT_EQ(page.Key(0), std::vector<double>(ones.begin(), ones.end()));
-    EXPECT_EQ(page.Value(1), std::vector<double>(ones.begin(), ones.end()));
+    EXPECT_EQ(page.Key(0), std::vector<double>(plain.begin(), plain.end()));
+    EXPECT_EQ(page.Value(1), std::vector<double>(plain.begin(), plain.end()));
   }
 }
 
