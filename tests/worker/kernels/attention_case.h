@@ -3,6 +3,7 @@
 #define KVIST_TESTS_WORKER_KERNELS_ATTENTION_CASE_H_
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -31,53 +32,72 @@ T ReadAt(const std::byte* page, int64_t offset) {
   return value;
 }
 
-// One value of a q4 page: of the group `g` of `groups`, whose bytes begin at `bytes` and lie
-// `stride` apart; scales of 16 slots each from `scales` on, all steps before all minima.
-struct Q4Place {
-  int64_t bytes, stride, scales;
+// Where a q4 page has the bytes of a slot, `stride` apart, and its scales: 16 slots per group, all
+// steps before all minima.
+struct Q4Row {
+  int64_t bytes, stride, scales, group;
 };
-inline double Q4At(const std::byte* page, const Q4Place& place, int64_t groups, int64_t slot,
-                   int64_t d) {
-  const auto byte = ReadAt<uint8_t>(page, place.bytes + (d / 32 * 16 + d % 16) * place.stride);
-  const int n = d % 32 < 16 ? byte & 15 : byte >> 4;
-  const int64_t step = place.scales + 2 * (d / 32 * 16 + slot);
-  return static_cast<double>(n) * HalfToFloat(ReadAt<uint16_t>(page, step)) +
-         HalfToFloat(ReadAt<uint16_t>(page, step + 32 * groups));
+inline std::vector<double> ReadQ4(const std::byte* page, const Q4Row& row, int64_t dim,
+                                  int64_t slot) {
+  std::vector<double> values;
+  for (int64_t d = 0; d < dim; ++d) {
+    const auto byte = ReadAt<uint8_t>(page, row.bytes + (d / 32 * 16 + d % 16) * row.stride);
+    const int n = d % 32 < 16 ? byte & 15 : byte >> 4;
+    const int64_t step = row.scales + 2 * (d / row.group * 16 + slot);
+    const int64_t minimum = step + 32 * (dim / row.group);
+    values.push_back(static_cast<double>(n) * HalfToFloat(ReadAt<uint16_t>(page, step)) +
+                     HalfToFloat(ReadAt<uint16_t>(page, minimum)));
+  }
+  return values;
 }
 
-// What a page holds, read by the words of kv_page.h.
-inline double KeyIn(KvFormat format, int64_t dim, const std::byte* page, int64_t slot, int64_t d) {
-  const int64_t at = d * 16 + slot;
-  switch (format) {
-    case KvFormat::kF32:
-      return ReadAt<float>(page, 4 * at);
-    case KvFormat::kF16:
-      return HalfToFloat(ReadAt<uint16_t>(page, 2 * at));
-    case KvFormat::kBF16:
-      return Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at));
-    case KvFormat::kQ8:
-      return double{ReadAt<float>(page, 32 * dim + 4 * slot)} * ReadAt<int8_t>(page, at);
-    case KvFormat::kQ4:
-      return Q4At(page, {slot, 16, 16 * dim}, dim / 32, slot, d);
+// The Hadamard transform of kv_page.h, which is its own inverse.
+template <typename T>
+std::vector<double> Rotated(const std::vector<T>& x) {
+  const auto span = static_cast<size_t>(Q4RotationSpan(static_cast<int64_t>(x.size())));
+  std::vector<double> y(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t first = i / span * span;
+    for (size_t j = 0; j < span; ++j) {
+      const double term = x[first + j];
+      y[i] += std::popcount((i % span) & j) % 2 == 0 ? term : -term;
+    }
+    y[i] /= std::sqrt(static_cast<double>(span));
   }
-  return 0;
+  return y;
 }
-inline double ValueIn(KvFormat format, int64_t dim, const std::byte* page, int64_t slot,
-                      int64_t d) {
-  const int64_t at = (16 + slot) * dim + d;
-  switch (format) {
-    case KvFormat::kF32:
-      return ReadAt<float>(page, 4 * at);
-    case KvFormat::kF16:
-      return HalfToFloat(ReadAt<uint16_t>(page, 2 * at));
-    case KvFormat::kBF16:
-      return Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at));
-    case KvFormat::kQ8:
-      return double{ReadAt<float>(page, 32 * dim + 64 + 4 * slot)} * ReadAt<int8_t>(page, at);
-    case KvFormat::kQ4:
-      return Q4At(page, {8 * dim + slot * dim / 2, 1, 18 * dim}, dim / 32, slot, d);
+
+// What a page holds of a slot, read by the words of kv_page.h; q4's keys as they are stored.
+inline std::vector<double> StoredKey(KvFormat format, int64_t dim, const std::byte* page,
+                                     int64_t slot) {
+  if (format == KvFormat::kQ4) return ReadQ4(page, {slot, 16, 16 * dim, 16}, dim, slot);
+  std::vector<double> row;
+  for (int64_t at = slot; at < 16 * dim; at += 16) {
+    if (format == KvFormat::kF32) row.push_back(ReadAt<float>(page, 4 * at));
+    if (format == KvFormat::kF16) row.push_back(HalfToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kBF16) row.push_back(Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kQ8) {
+      row.push_back(double{ReadAt<float>(page, 32 * dim + 4 * slot)} * ReadAt<int8_t>(page, at));
+    }
   }
-  return 0;
+  return row;
+}
+inline std::vector<double> StoredValue(KvFormat format, int64_t dim, const std::byte* page,
+                                       int64_t slot) {
+  if (format == KvFormat::kQ4) {
+    return ReadQ4(page, {8 * dim + slot * dim / 2, 1, 20 * dim, 32}, dim, slot);
+  }
+  std::vector<double> row;
+  for (int64_t at = (16 + slot) * dim; at < (17 + slot) * dim; ++at) {
+    if (format == KvFormat::kF32) row.push_back(ReadAt<float>(page, 4 * at));
+    if (format == KvFormat::kF16) row.push_back(HalfToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kBF16) row.push_back(Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kQ8) {
+      row.push_back(double{ReadAt<float>(page, 32 * dim + 64 + 4 * slot)} *
+                    ReadAt<int8_t>(page, at));
+    }
+  }
+  return row;
 }
 
 // Pages in shuffled blocks of an arena in which every byte not written is 0xff: NaN in each format.
@@ -125,10 +145,11 @@ class PagedSequence {
     for (int64_t position = 0; position < shape_.length; ++position) {
       const std::byte* page = PageOf(position);
       const int64_t slot = position % kPageTokens;
-      for (int64_t d = 0; d < shape_.head_dim; ++d) {
-        rows.keys.push_back(KeyIn(shape_.format, shape_.head_dim, page, slot, d));
-        rows.values.push_back(ValueIn(shape_.format, shape_.head_dim, page, slot, d));
-      }
+      std::vector<double> key = StoredKey(shape_.format, shape_.head_dim, page, slot);
+      if (shape_.format == KvFormat::kQ4) key = Rotated(key);
+      const std::vector<double> value = StoredValue(shape_.format, shape_.head_dim, page, slot);
+      rows.keys.insert(rows.keys.end(), key.begin(), key.end());
+      rows.values.insert(rows.values.end(), value.begin(), value.end());
     }
     return rows;
   }

@@ -38,10 +38,10 @@ class Page {
     table_.store_kv({pages, dim_, slot, k.data(), v.data()});
   }
   std::vector<double> Key(int64_t slot) const {
-    return Row([&](int64_t d) { return KeyIn(format_, dim_, bytes_.data(), slot, d); });
+    return StoredKey(format_, dim_, bytes_.data(), slot);
   }
   std::vector<double> Value(int64_t slot) const {
-    return Row([&](int64_t d) { return ValueIn(format_, dim_, bytes_.data(), slot, d); });
+    return StoredValue(format_, dim_, bytes_.data(), slot);
   }
   template <typename T>
   T At(int64_t offset) const {
@@ -50,13 +50,6 @@ class Page {
   std::span<const std::byte> bytes() { return bytes_.span(); }
 
  private:
-  template <typename Read>
-  std::vector<double> Row(Read read) const {
-    std::vector<double> row;
-    for (int64_t d = 0; d < dim_; ++d) row.push_back(read(d));
-    return row;
-  }
-
   const KernelTable& table_;
   KvFormat format_;
   int64_t dim_;
@@ -99,27 +92,28 @@ TEST_P(KvPageTest, Q8IsWithinHalfAScaleOfWhatWasStored) {
 }
 
 // The minimum is rounded to f16, by at most 2^-11 of it, and so is the step.
+void ExpectWithinHalfAStep(const std::vector<double>& stored, const std::vector<double>& row,
+                           int64_t group) {
+  for (auto first = row.begin(); first != row.end(); first += group) {
+    const auto [least, most] = std::minmax_element(first, first + group);
+    const double bound = 0.51 * (*most - *least) / 15 + std::abs(*least) * 0x1p-11 + 1e-5;
+    for (auto x = first; x != first + group; ++x) {
+      ASSERT_NEAR(stored[static_cast<size_t>(x - row.begin())], *x, bound) << row.size();
+    }
+  }
+}
+
 TEST_P(KvPageTest, Q4IsWithinHalfAStepOfWhatWasStored) {
   std::mt19937 rng(2);
-  for (int64_t dim = 32; dim <= 256; dim += 32) {
+  for (int64_t dim = 32; dim <= 512; dim += 32) {
     Page page(table(), KvFormat::kQ4, dim);
     for (const int64_t slot : {0, 7, 15}) {
-      std::vector<float> rows[] = {RandomFloats(dim, rng), RandomFloats(dim, rng)};
-      for (float& x : rows[1]) x = 30.0f + 0.2f * x;  // far from 0
-      page.Write(slot, rows[0], rows[1]);
-      for (const bool is_key : {true, false}) {
-        const std::vector<float>& row = rows[is_key ? 0 : 1];
-        const std::vector<double> stored = is_key ? page.Key(slot) : page.Value(slot);
-        for (int64_t group = 0; group < dim / 32; ++group) {
-          const auto first = row.begin() + group * 32;
-          const auto [least, most] = std::minmax_element(first, first + 32);
-          const double bound = 0.51 * (*most - *least) / 15 + std::abs(*least) * 0x1p-11;
-          for (int64_t d = group * 32; d < group * 32 + 32; ++d) {
-            ASSERT_NEAR(stored[static_cast<size_t>(d)], row[static_cast<size_t>(d)], bound)
-                << dim << " " << d;
-          }
-        }
-      }
+      const std::vector<float> k = RandomFloats(dim, rng);
+      std::vector<float> v = RandomFloats(dim, rng);
+      for (float& x : v) x = 30.0f + 0.2f * x;  // far from 0
+      page.Write(slot, k, v);
+      ExpectWithinHalfAStep(page.Key(slot), Rotated(k), 16);
+      ExpectWithinHalfAStep(page.Value(slot), {v.begin(), v.end()}, 32);
     }
   }
 }
@@ -138,24 +132,26 @@ TEST_P(KvPageTest, BytesAreThoseOfTheDescription) {
   EXPECT_EQ(q8.At<uint8_t>(2), 0xff);  // slots beside it are untouched
   EXPECT_EQ(q8.At<uint8_t>(128 + 4 * 8), 0xff);
 
-  std::vector<float> k(64), v(64);
-  for (int d = 0; d < 64; ++d) {
-    k[d] = -1.0f + 0.25f * static_cast<float>(d % 16);
-    v[d] = d < 32 ? 3.0f : static_cast<float>(d == 40 ? 16 : 1);
+  // A key of which the rotation is -2, -1.75, ... 1.75 in each 16 dimensions.
+  std::vector<float> wanted(64), v(64);
+  for (size_t d = 0; d < 64; ++d) {
+    wanted[d] = -2.0f + 0.25f * static_cast<float>(d % 16);
+    v[d] = d < 32 ? 3.0f : d == 40 ? 16.0f : 1.0f;
   }
+  const std::vector<double> k = Rotated(wanted);
   Page q4(table(), KvFormat::kQ4, 64);
-  q4.Write(5, k, v);
+  q4.Write(5, {k.begin(), k.end()}, v);
   for (int i = 0; i < 32; ++i) EXPECT_EQ(q4.At<uint8_t>(i * 16 + 5), i % 16 * 17);
   for (int i = 0; i < 32; ++i) EXPECT_EQ(q4.At<uint8_t>(512 + 5 * 32 + i), i == 24 ? 15 : 0);
-  const float scales[2][2][2] = {{{0.25f, 0.25f}, {-1, -1}}, {{0, 1}, {3, 1}}};
-  for (int part = 0; part < 2; ++part) {
-    for (int kind = 0; kind < 2; ++kind) {
-      for (int group = 0; group < 2; ++group) {
-        const int64_t at = 1024 + part * 128 + kind * 64 + group * 32 + 5 * 2;
-        EXPECT_EQ(HalfToFloat(q4.At<uint16_t>(at)), scales[part][kind][group])
-            << part << kind << group;
-      }
-    }
+  const auto half_at = [&](int64_t offset) { return HalfToFloat(q4.At<uint16_t>(offset)); };
+  for (int group = 0; group < 4; ++group) {
+    EXPECT_EQ(half_at(1024 + group * 32 + 5 * 2), 0.25f);
+    EXPECT_EQ(half_at(1024 + 128 + group * 32 + 5 * 2), -2.0f);
+  }
+  const float steps[] = {0, 1}, minima[] = {3, 1};
+  for (int group = 0; group < 2; ++group) {
+    EXPECT_EQ(half_at(1280 + group * 32 + 5 * 2), steps[group]);
+    EXPECT_EQ(half_at(1280 + 64 + group * 32 + 5 * 2), minima[group]);
   }
 }
 
@@ -187,30 +183,51 @@ TEST_P(KvPageTest, Q8KeepsEveryFiniteSizeAndTurnsTheRestIntoNan) {
 }
 
 TEST_P(KvPageTest, Q4KeepsWhatF16KeepsAndTurnsTheRestOfAGroupIntoNan) {
-  const std::vector<float> ones(64, 1.0f);
+  const std::vector<float> zeros(64, 0.0f);
   for (const float largest : {65519.0f, -65519.0f, 100.0f, 0.01f}) {
     Page page(table(), KvFormat::kQ4, 64);
     std::vector<float> row(64, -largest);
     row[9] = largest;
-    page.Write(0, row, ones);
-    EXPECT_NEAR(page.Key(0)[9] / largest, 1, 2e-3);
-    EXPECT_NEAR(page.Key(0)[1] / largest, -1, 2e-3);
+    page.Write(0, zeros, row);
+    EXPECT_NEAR(page.Value(0)[9] / largest, 1, 2e-3);
+    EXPECT_NEAR(page.Value(0)[1] / largest, -1, 2e-3);
+    EXPECT_EQ(page.Key(0), std::vector<double>(64, 0.0));
   }
   for (const float small : {0.0f, -0.0f, 0x1p-24f, -0x1p-24f, 0.125f, -3.0f, 60000.0f}) {
     Page page(table(), KvFormat::kQ4, 64);  // all values equal: the minimum alone says it
-    page.Write(0, std::vector<float>(64, small), ones);
-    EXPECT_EQ(page.Key(0), std::vector<double>(64, HalfToFloat(FloatToHalf(small)))) << small;
+    page.Write(0, zeros, std::vector<float>(64, small));
+    EXPECT_EQ(page.Value(0), std::vector<double>(64, HalfToFloat(FloatToHalf(small)))) << small;
   }
   for (const float bad : {65520.0f, -65520.0f, FLT_MAX, kInfinity, -kInfinity, kNan, -kNan}) {
     Page page(table(), KvFormat::kQ4, 64);
-    std::vector<float> row = ones;
+    std::vector<float> row = zeros;
     row[40] = bad;
-    page.Write(0, row, ones);
-    const std::vector<double> key = page.Key(0);
-    EXPECT_EQ(std::vector<double>(key.begin(), key.begin() + 32), std::vector<double>(32, 1.0));
-    EXPECT_TRUE(AllNan({key.begin() + 32, key.end()})) << bad;
-    EXPECT_EQ(page.Value(0), std::vector<double>(64, 1.0));
+    page.Write(0, zeros, row);
+    const std::vector<double> value = page.Value(0);
+    EXPECT_EQ(std::vector<double>(value.begin(), value.begin() + 32), std::vector<double>(32));
+    EXPECT_TRUE(AllNan({value.begin() + 32, value.end()})) << bad;
+    EXPECT_EQ(page.Key(0), std::vector<double>(64));
+    row[40] = 8 * bad;  // an eighth of it in each dimension, rotated
+    page.Write(1, row, zeros);
+    EXPECT_TRUE(AllNan(page.Key(1))) << bad;
+    EXPECT_EQ(page.Value(1), std::vector<double>(64));
   }
+}
+
+// In keys, one dimension that is far larger than the others takes no precision from them.
+TEST_P(KvPageTest, Q4SpreadsALargeDimensionOfAKey) {
+  std::mt19937 rng(4);
+  std::vector<float> k = RandomFloats(64, rng);
+  k[7] = 40.0f;
+  Page page(table(), KvFormat::kQ4, 64);
+  page.Write(0, k, k);
+  const std::vector<double> key = Rotated(page.Key(0)), value = page.Value(0);
+  double key_error = 0, value_error = 0;
+  for (size_t d = 0; d < 32; ++d) {
+    key_error += (key[d] - k[d]) * (key[d] - k[d]);
+    value_error += (value[d] - k[d]) * (value[d] - k[d]);
+  }
+  EXPECT_LT(4 * key_error, value_error);
 }
 
 // Of every size and kind, in groups of like and of unlike values.

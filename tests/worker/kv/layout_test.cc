@@ -44,12 +44,12 @@ TEST(KvLayoutTest, BytesAreThoseOfTheModelsAsPublished) {
   EXPECT_EQ(KvLayout(smol, KvFormat::kF16, 16).BytesPerToken(), 23040);
   EXPECT_EQ(KvLayout(smol, KvFormat::kF32, 64).BytesPerToken(), 46080);
   EXPECT_EQ(KvLayout(smol, KvFormat::kBF16, 128).block_bytes(), 128 * 23040);
-  // Of a page of 64 dimensions: 2048 bytes of q8 and 128 of scales; 1024 of q4 and 256 of steps and
+  // Of a page of 64 dimensions: 2048 bytes of q8 and 128 of scales; 1024 of q4 and 384 of steps and
   // minima.
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ8, 16).block_bytes(), 90 * 2176);
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ8, 16).BytesPerToken(), 12240);
-  EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 16).block_bytes(), 90 * 1280);
-  EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 128).BytesPerToken(), 7200);
+  EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 16).block_bytes(), 90 * 1408);
+  EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 128).BytesPerToken(), 7920);
 }
 
 // Parts of a page follow each other without a hole; pages keep the alignment of the arena.
@@ -59,7 +59,8 @@ TEST(KvPageLayoutTest, PartsTileThePage) {
       if (!HoldsHeadDim(format, dim)) continue;
       const KvPageLayout page = KvPageLayoutOf(format, dim);
       EXPECT_EQ(page.key_scales, 2 * page.values);
-      EXPECT_EQ(page.bytes - page.value_scales, page.value_scales - page.key_scales);
+      EXPECT_LE(page.key_scales, page.value_scales);
+      EXPECT_LE(page.value_scales, page.bytes);
       EXPECT_EQ(page.bytes % 64, 0) << dim;
     }
   }
