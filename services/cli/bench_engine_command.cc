@@ -220,7 +220,8 @@ void AddBench(CLI::App& app, Run* run) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "of the random prompts")->capture_default_str();
-  command->add_option("--kv-format", flags->kv_format, "f16, f32 or bf16")->capture_default_str();
+  command->add_option("--kv-format", flags->kv_format, "f32, f16, bf16, q8 or q4")
+      ->capture_default_str();
   command
       ->add_option("--max-batch-tokens", flags->model.max_batch_tokens,
                    "tokens of one step at most")

@@ -143,7 +143,7 @@ void AddWorker(CLI::App& app, Run* run) {
   CLI::App* command = AddCommand(
       app, "worker", "Run a model.",
       "  kvist worker --model smollm2 --cache-manager 127.0.0.1:7071\n"
-      "  kvist worker --model m.gguf --kv-formats f16,f32 --kv-memory 512MB --threads 8\n",
+      "  kvist worker --model m.gguf --kv-formats f16,q8 --kv-memory 512MB --threads 8\n",
       run, flags, &RunWorker);
   AddRoleFlags(command, kWorkerDefaults, &flags->role);
   AddModelFlag(command, &flags->model.model);

@@ -150,8 +150,9 @@ void RegisterAll() {
       auto* bench = benchmark::RegisterBenchmark(title.c_str(), BenchmarkProduct, table, type);
       for (int64_t tokens : {1, 4, 16, 64, 256}) bench->Arg(tokens);
     }
-    for (KvFormat format : {KvFormat::kF16, KvFormat::kF32, KvFormat::kBF16}) {
-      const char* const formats[] = {"f16", "f32", "bf16"};
+    for (KvFormat format :
+         {KvFormat::kF16, KvFormat::kF32, KvFormat::kBF16, KvFormat::kQ8, KvFormat::kQ4}) {
+      const char* const formats[] = {"f16", "f32", "bf16", "q8", "q4"};
       const std::string title = "attention/" + name + "/" + formats[static_cast<int>(format)];
       auto* bench = benchmark::RegisterBenchmark(title.c_str(), BenchmarkAttention, table, format);
       for (int64_t queries : {1, 8, 64}) bench->Args({queries, 512});

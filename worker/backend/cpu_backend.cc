@@ -149,6 +149,15 @@ absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& option
   return absl::OkStatus();
 }
 
+KvPoolsOptions PoolsOptions(const CpuBackendOptions& options, const BatchLimits& limits) {
+  return {.formats = options.kv_formats,
+          .block_tokens = options.block_tokens,
+          .context_tokens = limits.context_tokens,
+          .max_batch_tokens = limits.max_batch_tokens,
+          .kv_bytes = options.kv_bytes,
+          .blocks_per_pool = options.blocks_per_pool};
+}
+
 absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
                        CpuBackend& backend) {
   KVIST_ASSIGN_OR_RETURN(backend.team,
@@ -196,12 +205,7 @@ absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& bac
 }
 
 absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
-  KvPoolsOptions plan{.formats = options.kv_formats,
-                      .block_tokens = options.block_tokens,
-                      .context_tokens = backend.limits.context_tokens,
-                      .max_batch_tokens = backend.limits.max_batch_tokens,
-                      .kv_bytes = options.kv_bytes,
-                      .blocks_per_pool = options.blocks_per_pool};
+  KvPoolsOptions plan = PoolsOptions(options, backend.limits);
   const std::vector<LayerGroup>& groups = backend.facts.groups;
   if (plan.kv_bytes == 0 && plan.blocks_per_pool == 0) {
     KVIST_ASSIGN_OR_RETURN(const int64_t available, MemoryAvailableBytes());
@@ -219,6 +223,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file
                                                           const CpuBackendOptions& options) {
   auto backend = std::make_unique<CpuBackend>();
   KVIST_RETURN_IF_ERROR(ReadOptions(file, options, *backend));
+  KVIST_RETURN_IF_ERROR(
+      CheckKvPools(LayerGroupsOf(backend->config), PoolsOptions(options, backend->limits)));
   {
     const FloatEnvironmentScope environment;
     KVIST_RETURN_IF_ERROR(LoadModel(file, options, *backend));

@@ -22,7 +22,9 @@ int64_t LeastTokens(const LayerGroup& group, const KvPoolsOptions& options) {
                   group.window + options.max_batch_tokens + options.block_tokens);
 }
 
-absl::Status CheckOptions(const KvPoolsOptions& options) {
+}  // namespace
+
+absl::Status CheckKvPools(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options) {
   const int32_t tokens = options.block_tokens;
   if (!cache_manager::IsBlockSize(tokens)) {
     return InvalidField("block_tokens", absl::StrCat("must be 16, 32, 64 or 128, is ", tokens));
@@ -33,6 +35,9 @@ absl::Status CheckOptions(const KvPoolsOptions& options) {
       return InvalidField(
           "kv_formats", absl::StrCat(ToAbsl(KvFormatName(options.formats[i])), " is given twice"));
     }
+    for (const LayerGroup& group : groups) {
+      KVIST_RETURN_IF_ERROR(CheckHeadDim(options.formats[i], group.head_dim));
+    }
   }
   if (options.blocks_per_pool < 0 || options.blocks_per_pool > kMaxPoolBlocks) {
     return InvalidField("blocks_per_pool", absl::StrCat("must be 0 .. ", kMaxPoolBlocks, ", is ",
@@ -42,11 +47,9 @@ absl::Status CheckOptions(const KvPoolsOptions& options) {
   return absl::OkStatus();
 }
 
-}  // namespace
-
 absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>& groups,
                                                   const KvPoolsOptions& options) {
-  KVIST_RETURN_IF_ERROR(CheckOptions(options));
+  KVIST_RETURN_IF_ERROR(CheckKvPools(groups, options));
   std::vector<PoolSpec> specs;
   int64_t least_bytes = 0;
   int64_t bytes_of_block_in_each = 0;

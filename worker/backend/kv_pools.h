@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/backend/backend.h"
 #include "worker/kv/layout.h"
@@ -24,16 +25,20 @@ struct KvPoolsOptions {
   int32_t blocks_per_pool = 0;  // > 0: this many in each, whatever kv_bytes is
 };
 
+// What can be said before the pools are sized: INVALID_ARGUMENT naming the option, and for a format
+// that cannot hold a group's heads the format and the head size.
+absl::Status CheckKvPools(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options);
+
 // The pools' specs, ordered by (format, group), by this rule. Each pool first gets what one
 // sequence of context_tokens needs: all its tokens in a group without a window; the window, a batch
 // and a block in a group with one. What is left is dealt out so that every pool gets the same
 // number of tokens more: short sequences need the same in each group, and a prefix can only be
-// reused where the windowed groups still hold its last tokens. INVALID_ARGUMENT naming the option,
-// with the least kv_bytes where they are too few.
+// reused where the windowed groups still hold its last tokens. INVALID_ARGUMENT as CheckKvPools,
+// and naming the least kv_bytes where they are too few.
 absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>& groups,
                                                   const KvPoolsOptions& options);
 
-// Bytes of all pools with `blocks` blocks each.
+// Bytes of all pools with `blocks` blocks each. REQUIRES: CheckKvPools(groups, options) is OK.
 int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
                   int64_t blocks);
 

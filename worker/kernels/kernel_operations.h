@@ -16,12 +16,12 @@
 #include <cstdint>
 #include <string_view>
 
+#include "worker/kernels/kv_page.h"
 #include "worker/kernels/packed_layout.h"
 
 namespace kvist::worker {
 
 inline constexpr int64_t kQuantBlock = 32;  // activations: one scale per 32 values
-inline constexpr int64_t kPageTokens = 16;  // attention: softmax unit and KV page
 inline constexpr int64_t kSplitTokens =
     256;  // attention: partial states restart at multiples of this position
 
@@ -53,8 +53,7 @@ struct ProductInput {
 // 16p+15) starts at
 //   arena + block_table[p / pages_per_block] * block_bytes + offset + (p % pages_per_block) *
 //   page_stride
-// and holds K [head_dim][16] (token-interleaved) then V [16][head_dim], both in `format`.
-enum class KvFormat : uint8_t { kF16, kF32, kBF16 };
+// and is laid out as kv_page.h says. REQUIRES: HoldsHeadDim(format, head_dim).
 struct KvPages {
   KvFormat format = KvFormat::kF16;
   std::byte* arena = nullptr;
@@ -96,7 +95,7 @@ struct AttentionMergeTask {
 };
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries);
 
-// One position's K or V rows of one kv head, written into its page slot (rounded to the format).
+// One position's K and V rows of one kv head, written into its page slot in the format (kv_page.h).
 struct KvStoreTask {
   KvPages kv;
   int64_t head_dim = 0;

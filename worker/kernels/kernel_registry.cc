@@ -22,11 +22,11 @@ bool RunsAvx2() {
 
 }  // namespace
 
-// K and V of one page as floats, and the running and merged output of each row of a tile
-// (attention.inc).
+// K and V of one page as floats, the running and merged output of each row of a tile, and all
+// queries once more, rotated (attention.inc).
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries) {
   const int64_t rows = heads * queries < kAttentionTileRows ? heads * queries : kAttentionTileRows;
-  return 2 * head_dim * (kPageTokens + rows);
+  return head_dim * (2 * (kPageTokens + rows) + heads * queries);
 }
 
 std::vector<const KernelTable*> AvailableKernels() {

@@ -10,13 +10,11 @@ namespace {
 struct FormatRow {
   KvFormat format;
   std::string_view name;
-  int64_t element_bytes;
 };
 
 constexpr FormatRow kFormats[] = {
-    {KvFormat::kF16, "f16", 2},
-    {KvFormat::kF32, "f32", 4},
-    {KvFormat::kBF16, "bf16", 2},
+    {KvFormat::kF16, "f16"}, {KvFormat::kF32, "f32"}, {KvFormat::kBF16, "bf16"},
+    {KvFormat::kQ8, "q8"},   {KvFormat::kQ4, "q4"},
 };
 
 const FormatRow& RowOf(KvFormat format) {
@@ -40,13 +38,19 @@ absl::StatusOr<KvFormat> KvFormatFromName(std::string_view name) {
 
 std::string_view KvFormatName(KvFormat format) { return RowOf(format).name; }
 
-int64_t KvElementBytes(KvFormat format) { return RowOf(format).element_bytes; }
+absl::Status CheckHeadDim(KvFormat format, int64_t head_dim) {
+  if (HoldsHeadDim(format, head_dim)) return absl::OkStatus();
+  return InvalidField("kv_formats",
+                      absl::StrCat(ToAbsl(KvFormatName(format)), " needs heads of a multiple of ",
+                                   kQ4Unit, ", this model's have ", head_dim));
+}
 
 KvLayout::KvLayout(const LayerGroup& group, KvFormat format, int32_t block_tokens)
     : format_(format), block_tokens_(block_tokens), kv_heads_(group.kv_heads) {
   KVIST_CHECK(block_tokens == 16 || block_tokens == 32 || block_tokens == 64 ||
               block_tokens == 128);
-  page_bytes_ = 2 * kPageTokens * group.head_dim * KvElementBytes(format);
+  KVIST_CHECK(HoldsHeadDim(format, group.head_dim));
+  page_bytes_ = KvPageLayoutOf(format, group.head_dim).bytes;
   block_bytes_ =
       static_cast<int64_t>(group.layers.size()) * kv_heads_ * pages_per_block() * page_bytes_;
 }

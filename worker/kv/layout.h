@@ -1,6 +1,7 @@
 // All byte arithmetic of KV blocks. A block holds `block_tokens` tokens of one layer group in one
 // format; all layers of the group are contiguous in it, so that moving a block is one copy:
-//   [layer of the group][kv head][page of 16 tokens]{ K [head_dim][16] | V [16][head_dim] }
+//   [layer of the group][kv head][page of 16 tokens], a page as worker/kernels/kv_page.h says,
+// its scales included
 #ifndef KVIST_WORKER_KV_LAYOUT_H_
 #define KVIST_WORKER_KV_LAYOUT_H_
 
@@ -8,15 +9,17 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/kernels/kernel_table.h"
 
 namespace kvist::worker {
 
-// "f16", "f32", "bf16". INVALID_ARGUMENT listing the names.
+// "f16", "f32", "bf16", "q8", "q4". INVALID_ARGUMENT listing the names.
 absl::StatusOr<KvFormat> KvFormatFromName(std::string_view name);
 std::string_view KvFormatName(KvFormat format);
-int64_t KvElementBytes(KvFormat format);
+// INVALID_ARGUMENT naming the format and the head size if the format cannot hold such heads.
+absl::Status CheckHeadDim(KvFormat format, int64_t head_dim);
 
 // Layers with equal attention span and head geometry: they share block tables.
 struct LayerGroup {
@@ -29,7 +32,7 @@ struct LayerGroup {
 // One pool's geometry: a layer group in a format with a block size. Thread-compatible.
 class KvLayout {
  public:
-  // REQUIRES: block_tokens is 16, 32, 64 or 128.
+  // REQUIRES: block_tokens is 16, 32, 64 or 128; CheckHeadDim(format, group.head_dim) is OK.
   KvLayout(const LayerGroup& group, KvFormat format, int32_t block_tokens);
 
   int64_t block_bytes() const { return block_bytes_; }

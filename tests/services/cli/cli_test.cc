@@ -151,6 +151,58 @@ TEST_F(CliTest, ScoreHasTheMembersOfTheContractAndWritesLogits) {
               1e-3 * std::exp(negative / 3));
 }
 
+double NegativeLogprob(const json& score) {
+  double sum = 0;
+  for (const json& chunk : score["chunks"]) sum += chunk["negative_logprob"].get<double>();
+  return sum;
+}
+
+TEST_F(CliTest, ScoreInPiecesIsTheScoreOfEachPiece) {
+  const json first = JsonOf({"score", "--ids", "1,2,3,4", "--model", "smollm2"});
+  const json second = JsonOf({"score", "--ids", "5,6", "--model", "smollm2"});
+  const json both = JsonOf({"score", "--ids", "1,2,3,4,5,6", "--model", "smollm2", "--chunk", "4"});
+  ASSERT_EQ(both["chunks"].size(), 2u);
+  EXPECT_EQ(both["tokens"], 6);
+  EXPECT_EQ(both["chunks"][0], first["chunks"][0]);
+  EXPECT_EQ(both["chunks"][1], second["chunks"][0]);
+  EXPECT_EQ(both["top"], second["top"]);
+  EXPECT_NEAR(both["perplexity"].get<double>(), std::exp(NegativeLogprob(both) / 4), 1e-6);
+  EXPECT_TRUE(JsonOf({"score", "--ids", "1", "--model", "smollm2"})["perplexity"].is_null());
+}
+
+TEST_F(CliTest, ScoreInQ8IsCloseToF16AndNotTheSame) {
+  const std::vector<std::string> command = {"score", "--ids", "1,22,33,44,55,66,77", "--model",
+                                            "smollm2"};
+  std::vector<std::string> in_q8 = command;
+  in_q8.insert(in_q8.end(), {"--kv-format", "q8"});
+  const double f16 = NegativeLogprob(JsonOf(command));
+  const double q8 = NegativeLogprob(JsonOf(in_q8));
+  EXPECT_NE(q8, f16);
+  EXPECT_NEAR(q8, f16, 0.01 * f16);
+}
+
+TEST_F(CliTest, QuantisedFormatsAreServedBesideTheDefault) {
+  Subprocess server({KVIST_BINARY, "serve", "--model",
+                     std::filesystem::absolute(testing::GoldenPath("tiny/llama_k.Q4_K.gguf")),
+                     "--kv-formats", "f16,q8,q4", "--kv-memory", "32MB", "--grpc", "127.0.0.1:0",
+                     "--metrics", "", "--threads", "1"},
+                    {"XDG_CACHE_HOME=" + folder_.string()});
+  const std::string ready = server.WaitForLine("kvist ready ", kPatienceSeconds);
+  ASSERT_FALSE(ready.empty()) << server.errors();
+  for (const std::string format : {"f16", "q8", "q4"}) {
+    const json result =
+        JsonOf({"generate", "The red cat was", "--max-new-tokens", "4", "--ignore-eos",
+                "--kv-format", format, "--endpoint", ReadyValue(ready, "grpc")});
+    EXPECT_EQ(result["token_ids"].size(), 4u) << format;
+  }
+  const Result refused =
+      Kvist({"generate", "The", "--kv-format", "bf16", "--endpoint", ReadyValue(ready, "grpc")});
+  EXPECT_EQ(refused.exit_code, 4);
+  EXPECT_NE(refused.errors.find("f16, q8, q4"), std::string::npos) << refused.errors;
+  server.Kill(SIGTERM);
+  EXPECT_EQ(server.WaitForExit(kPatienceSeconds), 0) << server.errors();
+}
+
 TEST_F(CliTest, BenchEngineHasTheMembersOfTheContract) {
   const json result =
       JsonOf({"bench", "engine", "--model", "smollm2", "--threads", "1", "--prompt", "32", "--new",
@@ -255,6 +307,13 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
       {{"worker", "--model", "smollm2", "--kv-formats", "q3", "--grpc", "127.0.0.1:0"},
        2,
        "kv-formats"},
+      {{"worker", "--model", "smollm2", "--kv-formats", "f16,q4", "--grpc", "127.0.0.1:0"},
+       2,
+       "q4 needs heads of a multiple of 32, this model's have 16"},
+      {{"score", "--ids", "1,2", "--model", "smollm2", "--kv-format", "q4"}, 2, "q4 needs"},
+      {{"bench", "engine", "--model", "smollm2", "--kv-format", "q4"}, 2, "q4 needs"},
+      {{"generate", "x", "--kv-format", "q8"}, 4, "cache.kv_format"},
+      {{"score", "--ids", "1,2", "--model", "smollm2", "--chunk", "1"}, 2, "--chunk"},
       {{"--log-level", "loud", "version"}, 2, "log-level"},
   };
   for (const ExitRow& row : rows) {

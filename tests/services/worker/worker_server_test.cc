@@ -273,7 +273,8 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   options.vocabulary = SmallVocabulary();
   options.chat_template = "chatml";
   const TestWorker worker =
-      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kF32},
+      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kQ8, worker::KvFormat::kQ4,
+                               worker::KvFormat::kF32},
                    .sampling_defaults = {.temperature = 0.5f, .top_k = 12, .min_p = 0.0f}},
                   options);
   const auto get = [&](const std::string& known) {
@@ -292,7 +293,7 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   EXPECT_EQ(whole.vocabulary().chat_template(), "{{ x }}");
   EXPECT_EQ(whole.worker_id(), "w7");
   EXPECT_EQ(whole.chat_format_override(), "chatml");
-  EXPECT_THAT(whole.kv_formats(), testing::ElementsAre("f16", "f32"));
+  EXPECT_THAT(whole.kv_formats(), testing::ElementsAre("f16", "q8", "q4", "f32"));
   EXPECT_EQ(whole.sampling_defaults().temperature(), 0.5f);
   EXPECT_EQ(whole.sampling_defaults().top_k(), 12);
   EXPECT_FALSE(whole.sampling_defaults().has_top_p());

@@ -30,10 +30,11 @@ TEST(AllocationTest, RunTakesNoMemory) {
       worker::CpuBackendOptions options = TinyOptions();
       options.threads = threads;
       options.kernels = "auto";
+      options.kv_formats = {worker::KvFormat::kF16, worker::KvFormat::kQ8};
       const auto backend = OpenTinyModel(model, options);
       BlockSource blocks(*backend);
       TestSequence first(*backend, blocks, worker::KvFormat::kF16);
-      TestSequence second(*backend, blocks, worker::KvFormat::kF16);
+      TestSequence second(*backend, blocks, worker::KvFormat::kQ8);
       const std::vector<int32_t> tokens(70, 3);
       for (const size_t count : {size_t{1}, size_t{70}, size_t{2}}) {
         worker::Batch batch;

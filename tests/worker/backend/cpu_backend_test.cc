@@ -48,6 +48,11 @@ TEST(CreateCpuBackendTest, WrongOptionsAreInvalidArgumentsThatNameTheField) {
       {"max_batch_tokens", [](auto& o) { o.max_batch_tokens = 0; }},
       {"max_logit_rows", [](auto& o) { o.max_logit_rows = 0; }},
       {"kv_bytes", [](auto& o) { o.blocks_per_pool = 0, o.kv_bytes = 1000; }},
+      {"q4 needs heads of a multiple of 32, this model's have 16",
+       [](auto& o) {
+         o.kv_formats = {KvFormat::kF16, KvFormat::kQ4};
+       }},
+      {"q4", [](auto& o) { o.kv_formats = {KvFormat::kQ4}, o.blocks_per_pool = 0; }},
   };
   for (const auto& [field, change] : cases) {
     CpuBackendOptions options = TinyOptions();

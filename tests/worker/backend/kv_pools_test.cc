@@ -121,6 +121,37 @@ TEST(PlanKvPoolsTest, NoPoolHasMoreBlocksThanAManagerTakes) {
   }
 }
 
+TEST(PlanKvPoolsTest, AFormatThatCannotHoldAGroupsHeadsIsNamedWithTheirSize) {
+  std::vector<LayerGroup> groups = kGroups;
+  KvPoolsOptions options = Options();
+  options.blocks_per_pool = 2;
+  options.formats = {KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4};
+  EXPECT_TRUE(PlanKvPools(groups, options).ok());
+  groups[1].head_dim = 80;
+  for (const absl::Status& status :
+       {CheckKvPools(groups, options), PlanKvPools(groups, options).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("kv_formats"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("q4"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("80"));
+  }
+}
+
+TEST(PlanKvPoolsTest, QuantisedPoolsOfABudgetHoldMoreTokens) {
+  KvPoolsOptions options = Options();
+  options.kv_bytes = 50'000'000;
+  std::vector<int64_t> tokens;
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4}) {
+    options.formats = {format};
+    const auto specs = PlanKvPools(kGroups, options);
+    ASSERT_TRUE(specs.ok()) << specs.status();
+    tokens.push_back((*specs)[0].num_blocks * 16);
+  }
+  EXPECT_GT(tokens[1], tokens[0]);
+  EXPECT_GT(tokens[2], 3 * tokens[1] / 2);
+  EXPECT_GT(tokens[3], 3 * tokens[2] / 2);
+}
+
 TEST(KvPoolsTest, BlocksOfAllPoolsAreDisjointAndBeginZeroed) {
   KvPoolsOptions options = Options();
   options.blocks_per_pool = 2;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -39,16 +40,31 @@ struct Case {
   std::string golden;  // file in tests/golden, without .gguf; empty: the public model
   size_t tokens;       // per sequence
   std::string weights = "native";
+  bool holds_q4 = true;  // heads of a multiple of 32
 
   friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 };
 
 class SamenessTest : public ::testing::TestWithParam<Case> {
  protected:
+  // Every format that can hold the model's heads.
+  std::vector<KvFormat> Formats() const {
+    std::vector<KvFormat> formats = {KvFormat::kF16, KvFormat::kQ8, KvFormat::kF32,
+                                     KvFormat::kBF16};
+    if (GetParam().holds_q4) formats.push_back(KvFormat::kQ4);
+    return formats;
+  }
+  // Of those, the ones whose pages differ in kind.
+  std::vector<KvFormat> KindsOfFormats() const {
+    std::vector<KvFormat> formats = {KvFormat::kF16, KvFormat::kQ8};
+    if (GetParam().holds_q4) formats.push_back(KvFormat::kQ4);
+    return formats;
+  }
+
   CpuBackendOptions Options() const {
     CpuBackendOptions options = TinyOptions();
     options.weights = GetParam().weights;
-    options.kv_formats = {KvFormat::kF16, KvFormat::kF32, KvFormat::kBF16};
+    options.kv_formats = Formats();
     if (GetParam().golden.empty()) {
       options.kernels = "auto";
       options.context_tokens = 1024;
@@ -66,6 +82,41 @@ class SamenessTest : public ::testing::TestWithParam<Case> {
   std::mt19937_64 random_{20260801};
 };
 
+// The prefix is computed on one backend, its blocks are carried to a shuffled place on another.
+void ExpectCarriedBlocksToContinue(Backend& backend, Backend& other,
+                                   const std::vector<int32_t>& tokens, KvFormat format) {
+  const LogitRows want = RunTokenByToken(backend, tokens, format);
+  BlockSource blocks(other, 7);
+  BlockSource source_blocks(backend, 9);
+  TestSequence source(backend, source_blocks, format);
+  TestSequence target(other, blocks, format);
+  const size_t prefix = tokens.size() / 2;
+  worker::Batch batch;
+  batch.slices.push_back(source.Append({tokens.data(), prefix}, 0));
+  RunBatch(backend, batch);
+  const worker::SequenceSlice place = target.Append({tokens.data(), prefix}, 0);
+  for (size_t group = 0; group < place.block_tables.size(); ++group) {
+    size_t pool = 0;
+    while (other.pools()[pool].format != format ||
+           other.pools()[pool].group != static_cast<int32_t>(group)) {
+      ++pool;
+    }
+    std::vector<std::byte> bytes(static_cast<size_t>(backend.pools()[pool].block_bytes));
+    for (size_t i = 0; i < place.block_tables[group].size(); ++i) {
+      const int32_t to = place.block_tables[group][i];
+      const auto index = static_cast<int32_t>(pool);
+      backend.ReadBlock(index, batch.slices[0].block_tables[group][i], bytes);
+      const int32_t between = blocks.Take(index);
+      other.WriteBlock(index, between, bytes);
+      other.CopyBlock(index, between, to);
+      blocks.GiveBack(index, between);
+    }
+  }
+  LogitRows got = target.Run({tokens.data() + prefix, tokens.size() - prefix},
+                             static_cast<int64_t>(tokens.size() - prefix));
+  ExpectSameBits(got, {want.begin() + static_cast<std::ptrdiff_t>(prefix), want.end()});
+}
+
 TEST_P(SamenessTest, ChunksOfAnySizeGiveTheBitsOfSingleTokens) {
   const auto backend = Open(Options());
   const std::vector<int32_t> tokens = RandomTokens(*backend, GetParam().tokens, random_);
@@ -82,14 +133,17 @@ TEST_P(SamenessTest, ChunksOfAnySizeGiveTheBitsOfSingleTokens) {
 TEST_P(SamenessTest, BatchMatesDoNotChangeASequence) {
   const auto backend = Open(Options());
   std::vector<std::vector<int32_t>> sequences;
-  std::vector<LogitRows> want;
   for (size_t i = 0; i < 6; ++i) {
     sequences.push_back(RandomTokens(*backend, 1 + random_() % GetParam().tokens, random_));
-    want.push_back(RunTokenByToken(*backend, sequences.back(), KvFormat::kF16));
   }
-  for (int round = 0; round < 3; ++round) {
-    const std::vector<LogitRows> got = RunMixed(*backend, sequences, KvFormat::kF16, random_);
-    for (size_t i = 0; i < sequences.size(); ++i) ExpectSameBits(got[i], want[i]);
+  for (const KvFormat format : KindsOfFormats()) {
+    SCOPED_TRACE(worker::KvFormatName(format));
+    std::vector<LogitRows> want;
+    for (const auto& tokens : sequences) want.push_back(RunTokenByToken(*backend, tokens, format));
+    for (int round = 0; round < 3; ++round) {
+      const std::vector<LogitRows> got = RunMixed(*backend, sequences, format, random_);
+      for (size_t i = 0; i < sequences.size(); ++i) ExpectSameBits(got[i], want[i]);
+    }
   }
 }
 
@@ -131,9 +185,12 @@ TEST_P(SamenessTest, ThreadsBlockSizesAndKernelsDoNotChangeBits) {
   const std::vector<std::vector<int32_t>> sequences = {
       RandomTokens(*first, GetParam().tokens, random_),
       RandomTokens(*first, 1 + GetParam().tokens / 3, random_)};
-  std::vector<LogitRows> want;
-  for (const auto& tokens : sequences)
-    want.push_back(RunTokenByToken(*first, tokens, KvFormat::kF16));
+  std::map<KvFormat, std::vector<LogitRows>> want;
+  for (const KvFormat format : KindsOfFormats()) {
+    for (const auto& tokens : sequences) {
+      want[format].push_back(RunTokenByToken(*first, tokens, format));
+    }
+  }
   int32_t block_tokens = 16;
   for (const worker::KernelTable* kernels : worker::AvailableKernels()) {
     for (const int threads : {1, 2, 3}) {
@@ -146,56 +203,37 @@ TEST_P(SamenessTest, ThreadsBlockSizesAndKernelsDoNotChangeBits) {
       block_tokens = block_tokens == 128 ? 16 : 2 * block_tokens;
       const auto backend = Open(options);
       EXPECT_EQ(backend->numerics_id(), first->numerics_id());
-      ExpectSameBits(RunInChunks(*backend, sequences[0], KvFormat::kF16, 256, random_), want[0]);
-      const std::vector<LogitRows> got = RunMixed(*backend, sequences, KvFormat::kF16, random_);
-      for (size_t i = 0; i < sequences.size(); ++i) ExpectSameBits(got[i], want[i]);
+      for (const auto& [format, rows] : want) {
+        SCOPED_TRACE(worker::KvFormatName(format));
+        ExpectSameBits(RunInChunks(*backend, sequences[0], format, 256, random_), rows[0]);
+        const std::vector<LogitRows> got = RunMixed(*backend, sequences, format, random_);
+        for (size_t i = 0; i < sequences.size(); ++i) ExpectSameBits(got[i], rows[i]);
+      }
     }
   }
 }
 
 TEST_P(SamenessTest, BlocksCopiedMovedOrRestoredContinueWithTheSameBits) {
   const auto backend = Open(Options());
-  const std::vector<int32_t> tokens = RandomTokens(*backend, GetParam().tokens, random_);
-  const LogitRows want = RunTokenByToken(*backend, tokens, KvFormat::kF16);
   const auto other = Open(Options());
-  BlockSource blocks(*other, 7);
-  // The prefix is computed on one backend, its blocks are carried to a shuffled place on another.
-  BlockSource source_blocks(*backend, 9);
-  TestSequence source(*backend, source_blocks, KvFormat::kF16);
-  TestSequence target(*other, blocks, KvFormat::kF16);
-  const size_t prefix = tokens.size() / 2;
-  worker::Batch batch;
-  batch.slices.push_back(source.Append({tokens.data(), prefix}, 0));
-  RunBatch(*backend, batch);
-  const worker::SequenceSlice place = target.Append({tokens.data(), prefix}, 0);
-  for (size_t group = 0; group < place.block_tables.size(); ++group) {
-    const int32_t pool = static_cast<int32_t>(group);  // the first format's pools come first
-    std::vector<std::byte> bytes(static_cast<size_t>(backend->pools()[group].block_bytes));
-    for (size_t i = 0; i < place.block_tables[group].size(); ++i) {
-      const int32_t to = place.block_tables[group][i];
-      backend->ReadBlock(pool, batch.slices[0].block_tables[group][i], bytes);
-      const int32_t between = blocks.Take(pool);
-      other->WriteBlock(pool, between, bytes);
-      other->CopyBlock(pool, between, to);
-      blocks.GiveBack(pool, between);
-    }
+  const std::vector<int32_t> tokens = RandomTokens(*backend, GetParam().tokens, random_);
+  for (const KvFormat format : KindsOfFormats()) {
+    SCOPED_TRACE(worker::KvFormatName(format));
+    ExpectCarriedBlocksToContinue(*backend, *other, tokens, format);
   }
-  LogitRows got = target.Run({tokens.data() + prefix, tokens.size() - prefix},
-                             static_cast<int64_t>(tokens.size() - prefix));
-  ExpectSameBits(got, {want.begin() + static_cast<std::ptrdiff_t>(prefix), want.end()});
 }
 
 std::vector<Case> TinyCases() {
   return {
-      {"LlamaQ4_1", "llama_a.Q4_1", 150},
-      {"LlamaQ5_1", "llama_a.Q5_1", 60},
+      {"LlamaQ4_1", "llama_a.Q4_1", 150, "native", false},
+      {"LlamaQ5_1", "llama_a.Q5_1", 60, "native", false},
       {"LlamaQ4_K", "llama_k.Q4_K", 60},
       {"LlamaQ5_K", "llama_k.Q5_K", 40},
       {"LlamaQ6_K", "llama_k.Q6_K", 40},
-      {"LlamaBf16", "llama_a.BF16", 60},
-      {"LlamaFloat32", "llama_a.Q4_0", 60, "float32"},
-      {"Qwen2Q8_0", "qwen2_a.Q8_0", 150},
-      {"Qwen2TiedF32", "qwen2_tied.F32", 60},
+      {"LlamaBf16", "llama_a.BF16", 60, "native", false},
+      {"LlamaFloat32", "llama_a.Q4_0", 60, "float32", false},
+      {"Qwen2Q8_0", "qwen2_a.Q8_0", 150, "native", false},
+      {"Qwen2TiedF32", "qwen2_tied.F32", 60, "native", false},
       {"Qwen3Q5_0", "qwen3_a.Q5_0", 60},
       {"Qwen3F16", "qwen3_a.F16", 60},
       {"Gemma3Q4_0", "gemma3_a.Q4_0", 200},

@@ -57,7 +57,14 @@ Answer AnswerOf(const RecordingSink& sink) {
   return answer;
 }
 
-class EngineSamenessTest : public ::testing::TestWithParam<std::string> {
+struct Case {
+  std::string model;
+  KvFormat format = KvFormat::kF16;
+
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.model; }
+};
+
+class EngineSamenessTest : public ::testing::TestWithParam<Case> {
  protected:
   std::unique_ptr<EngineCore> MakeCore(const Arrangement& arrangement) {
     CpuBackendOptions options = kvist::testing::TinyOptions();
@@ -65,11 +72,12 @@ class EngineSamenessTest : public ::testing::TestWithParam<std::string> {
     options.kernels = arrangement.kernels;
     options.block_tokens = arrangement.block_tokens;
     options.blocks_per_pool = arrangement.blocks_per_pool;
+    options.kv_formats = {GetParam().format};
     options.max_batch_tokens = arrangement.max_step_tokens;
     return std::make_unique<EngineCore>(
         EngineOptions{.max_running_sequences = arrangement.max_running_sequences,
                       .max_step_tokens = arrangement.max_step_tokens},
-        kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
+        kvist::testing::OpenTinyModel(GetParam().model, options), &clock_);
   }
 
   std::shared_ptr<RecordingSink> Add(EngineCore& core, GenerateRequest request) {
@@ -231,15 +239,18 @@ TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
   EXPECT_GT(preemptions, 0);
 }
 
-std::string NameOf(const ::testing::TestParamInfo<std::string>& info) {
-  std::string name = info.param;
+std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
+  std::string name = info.param.model + "_" + std::string(KvFormatName(info.param.format));
   std::replace(name.begin(), name.end(), '.', '_');
   return name;
 }
-INSTANTIATE_TEST_SUITE_P(TinyModels, EngineSamenessTest,
-                         ::testing::Values("llama_a.Q4_1", "llama_k.Q4_K", "qwen2_a.Q8_0",
-                                           "gemma3_a.Q4_0", "gemma3_a.F32"),
-                         NameOf);
+INSTANTIATE_TEST_SUITE_P(
+    TinyModels, EngineSamenessTest,
+    ::testing::Values(Case{"llama_a.Q4_1"}, Case{"llama_k.Q4_K"}, Case{"qwen2_a.Q8_0"},
+                      Case{"gemma3_a.Q4_0"}, Case{"gemma3_a.F32"},
+                      Case{"llama_a.Q4_1", KvFormat::kQ8}, Case{"gemma3_a.Q4_0", KvFormat::kQ8},
+                      Case{"llama_k.Q4_K", KvFormat::kQ4}, Case{"gemma3_a.Q4_0", KvFormat::kQ4}),
+    NameOf);
 
 }  // namespace
 }  // namespace kvist::worker

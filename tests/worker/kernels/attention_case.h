@@ -3,6 +3,7 @@
 #define KVIST_TESTS_WORKER_KERNELS_ATTENTION_CASE_H_
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -25,10 +26,79 @@ struct AttentionShape {
   int64_t sinks = 0;
 };
 
-inline float RoundToFormat(KvFormat format, float value) {
-  if (format == KvFormat::kF16) return HalfToFloat(FloatToHalf(value));
-  if (format == KvFormat::kBF16) return Bf16ToFloat(FloatToBf16(value));
+template <typename T>
+T ReadAt(const std::byte* page, int64_t offset) {
+  T value;
+  std::memcpy(&value, page + offset, sizeof(value));
   return value;
+}
+
+// Where a q4 page has the bytes of a slot, `stride` apart, and its scales: 16 slots per group, all
+// steps before all minima.
+struct Q4Row {
+  int64_t bytes, stride, scales, group;
+};
+inline std::vector<double> ReadQ4(const std::byte* page, const Q4Row& row, int64_t dim,
+                                  int64_t slot) {
+  std::vector<double> values;
+  for (int64_t d = 0; d < dim; ++d) {
+    const auto byte = ReadAt<uint8_t>(page, row.bytes + (d / 32 * 16 + d % 16) * row.stride);
+    const int n = d % 32 < 16 ? byte & 15 : byte >> 4;
+    const int64_t step = row.scales + 2 * (d / row.group * 16 + slot);
+    const int64_t minimum = step + 32 * (dim / row.group);
+    values.push_back(static_cast<double>(n) * HalfToFloat(ReadAt<uint16_t>(page, step)) +
+                     HalfToFloat(ReadAt<uint16_t>(page, minimum)));
+  }
+  return values;
+}
+
+// The Hadamard transform of kv_page.h, which is its own inverse.
+template <typename T>
+std::vector<double> Rotated(const std::vector<T>& x) {
+  const auto span = static_cast<size_t>(Q4RotationSpan(static_cast<int64_t>(x.size())));
+  std::vector<double> y(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t first = i / span * span;
+    for (size_t j = 0; j < span; ++j) {
+      const double term = x[first + j];
+      y[i] += std::popcount((i % span) & j) % 2 == 0 ? term : -term;
+    }
+    y[i] /= std::sqrt(static_cast<double>(span));
+  }
+  return y;
+}
+
+// What a page holds of a slot, read by the words of kv_page.h; q4's keys as they are stored.
+inline std::vector<double> StoredKey(KvFormat format, int64_t dim, const std::byte* page,
+                                     int64_t slot) {
+  if (format == KvFormat::kQ4) return ReadQ4(page, {slot, 16, 16 * dim, 16}, dim, slot);
+  std::vector<double> row;
+  for (int64_t at = slot; at < 16 * dim; at += 16) {
+    if (format == KvFormat::kF32) row.push_back(ReadAt<float>(page, 4 * at));
+    if (format == KvFormat::kF16) row.push_back(HalfToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kBF16) row.push_back(Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kQ8) {
+      row.push_back(double{ReadAt<float>(page, 32 * dim + 4 * slot)} * ReadAt<int8_t>(page, at));
+    }
+  }
+  return row;
+}
+inline std::vector<double> StoredValue(KvFormat format, int64_t dim, const std::byte* page,
+                                       int64_t slot) {
+  if (format == KvFormat::kQ4) {
+    return ReadQ4(page, {8 * dim + slot * dim / 2, 1, 20 * dim, 32}, dim, slot);
+  }
+  std::vector<double> row;
+  for (int64_t at = (16 + slot) * dim; at < (17 + slot) * dim; ++at) {
+    if (format == KvFormat::kF32) row.push_back(ReadAt<float>(page, 4 * at));
+    if (format == KvFormat::kF16) row.push_back(HalfToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kBF16) row.push_back(Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at)));
+    if (format == KvFormat::kQ8) {
+      row.push_back(double{ReadAt<float>(page, 32 * dim + 64 + 4 * slot)} *
+                    ReadAt<int8_t>(page, at));
+    }
+  }
+  return row;
 }
 
 // Pages in shuffled blocks of an arena in which every byte not written is 0xff: NaN in each format.
@@ -36,8 +106,7 @@ class PagedSequence {
  public:
   PagedSequence(const KernelTable& table, const AttentionShape& shape, std::mt19937& rng)
       : shape_(shape),
-        element_(shape.format == KvFormat::kF32 ? 4 : 2),
-        page_bytes_(2 * kPageTokens * shape.head_dim * element_),
+        page_bytes_(KvPageLayoutOf(shape.format, shape.head_dim).bytes),
         block_bytes_(192 + (shape.block_tokens / kPageTokens) * (page_bytes_ + 64)),
         blocks_(CeilDiv(shape.length, shape.block_tokens)),
         arena_((blocks_ + 2) * block_bytes_),
@@ -68,15 +137,38 @@ class PagedSequence {
     table.store_kv({pages(), shape_.head_dim, position, keys.data() + at, values.data() + at});
   }
   std::span<const std::byte> arena() { return arena_.span(); }
+  // Keys and values [length, head_dim] as read back from the pages.
+  struct StoredRows {
+    std::vector<double> keys, values;
+  };
+  StoredRows Stored() const {
+    StoredRows rows;
+    for (int64_t position = 0; position < shape_.length; ++position) {
+      const std::byte* page = PageOf(position);
+      const int64_t slot = position % kPageTokens;
+      std::vector<double> key = StoredKey(shape_.format, shape_.head_dim, page, slot);
+      if (shape_.format == KvFormat::kQ4) key = Rotated(key);
+      const std::vector<double> value = StoredValue(shape_.format, shape_.head_dim, page, slot);
+      rows.keys.insert(rows.keys.end(), key.begin(), key.end());
+      rows.values.insert(rows.values.end(), value.begin(), value.end());
+    }
+    return rows;
+  }
 
  private:
+  const std::byte* PageOf(int64_t position) const {
+    const int64_t block = table_[static_cast<size_t>(position / shape_.block_tokens)];
+    return arena_.data() + block * block_bytes_ + 128 +
+           position % shape_.block_tokens / kPageTokens * (page_bytes_ + 64);
+  }
+
   AttentionShape shape_;
-  int64_t element_, page_bytes_, block_bytes_, blocks_;
+  int64_t page_bytes_, block_bytes_, blocks_;
   AlignedArray<std::byte> arena_;
   std::vector<int32_t> table_;
 
  public:
-  std::vector<float> keys, values;  // [length, head_dim], before rounding to the format
+  std::vector<float> keys, values;  // [length, head_dim], as given
 };
 
 // Attention of queries [first, first + queries) but for where it goes: out and scratch.
@@ -118,7 +210,7 @@ inline std::vector<float> RunAttention(const KernelTable& table, const Attention
 
 // out[head_dim] of one query and head.
 inline std::vector<double> NaiveAttention(const AttentionShape& shape,
-                                          const PagedSequence& sequence, const float* q,
+                                          const PagedSequence::StoredRows& stored, const float* q,
                                           int64_t position) {
   const int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;
   const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
@@ -129,9 +221,7 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
     seen.push_back(p);
     double dot = 0;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
-      dot +=
-          static_cast<double>(q[d]) *
-          RoundToFormat(shape.format, sequence.keys[static_cast<size_t>(p * shape.head_dim + d)]);
+      dot += static_cast<double>(q[d]) * stored.keys[static_cast<size_t>(p * shape.head_dim + d)];
     }
     scores.push_back(dot * scale);
   }
@@ -143,7 +233,7 @@ inline std::vector<double> NaiveAttention(const AttentionShape& shape,
     sum += weight;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
       const auto at = static_cast<size_t>(seen[i] * shape.head_dim + d);
-      out[static_cast<size_t>(d)] += weight * RoundToFormat(shape.format, sequence.values[at]);
+      out[static_cast<size_t>(d)] += weight * stored.values[at];
     }
   }
   for (double& o : out) o /= sum;

@@ -40,6 +40,19 @@ std::vector<AttentionShape> Shapes() {
       {KvFormat::kF16, 32, 3, 1100, 64, 300, 299},
       {KvFormat::kF16, 8, 1, 300, 16, 257, 1},
       {KvFormat::kF32, 40, 2, 540, 16, 33, 32},
+      {KvFormat::kQ8, 64, 3, 300, 16, 0},
+      {KvFormat::kQ8, 8, 5, 50, 32, 0},
+      {KvFormat::kQ8, 24, 1, 70, 16, 20},
+      {KvFormat::kQ8, 128, 2, 530, 64, 0},
+      {KvFormat::kQ8, 256, 4, 290, 16, 257},
+      {KvFormat::kQ8, 80, 1, 40, 128, 1},
+      {KvFormat::kQ4, 64, 3, 300, 16, 0},
+      {KvFormat::kQ4, 32, 5, 50, 32, 0},
+      {KvFormat::kQ4, 96, 1, 70, 16, 20},
+      {KvFormat::kQ4, 128, 2, 530, 64, 0},
+      {KvFormat::kQ4, 256, 4, 290, 16, 257},
+      {KvFormat::kQ8, 64, 2, 700, 16, 100, 17},
+      {KvFormat::kQ4, 64, 2, 700, 16, 100, 17},
   };
 }
 
@@ -53,11 +66,11 @@ TEST_P(AttentionTest, AgreesWithSoftmaxInDoubleAndNeverReadsUnwrittenSlots) {
     const std::vector<float> q = RandomFloats(shape.length * stride, rng);
     const std::vector<float> out =
         RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 7);
+    const PagedSequence::StoredRows stored = sequence.Stored();
     for (int64_t position = 0; position < shape.length; position += position < 40 ? 1 : 13) {
       for (int64_t head = 0; head < shape.heads; ++head) {
         const int64_t at = position * stride + head * shape.head_dim;
-        const std::vector<double> expected =
-            NaiveAttention(shape, sequence, q.data() + at, position);
+        const std::vector<double> expected = NaiveAttention(shape, stored, q.data() + at, position);
         for (int64_t d = 0; d < shape.head_dim; ++d) {
           ASSERT_NEAR(out[static_cast<size_t>(at + d)], expected[static_cast<size_t>(d)], 2e-5)
               << "head_dim " << shape.head_dim << " position " << position << " head " << head
@@ -119,40 +132,75 @@ TEST_P(AttentionTest, SplitsOfOneQueryMergeToTheBitsOfTheWhole) {
   }
 }
 
-TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
+constexpr KvFormat kAllFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kQ8,
+                                    KvFormat::kQ4};
+
+void ExpectTheSameForAnyBlockSize(const KernelTable& table, KvFormat format) {
   std::vector<float> first;
   for (int64_t block_tokens : {16, 32, 64, 128}) {
     std::mt19937 rng(5);
-    AttentionShape shape = {KvFormat::kF16, 64, 3, 290, block_tokens, 0};
+    AttentionShape shape = {format, 64, 3, 290, block_tokens, 0};
     std::mt19937 order(static_cast<uint32_t>(block_tokens));
-    PagedSequence sequence(*GetParam(), shape, order);
+    PagedSequence sequence(table, shape, order);
     sequence.keys = RandomFloats(shape.length * shape.head_dim, rng);
     sequence.values = RandomFloats(shape.length * shape.head_dim, rng);
-    for (int64_t position = 0; position < shape.length; ++position)
-      sequence.Write(*GetParam(), position);
+    for (int64_t position = 0; position < shape.length; ++position) sequence.Write(table, position);
     const std::vector<float> q = RandomFloats(shape.length * shape.heads * shape.head_dim, rng);
-    const std::vector<float> out =
-        RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+    const std::vector<float> out = RunAttention(table, shape, sequence, q, 0, shape.length, 9);
     if (first.empty()) first = out;
     EXPECT_TRUE(SameBits(out, first)) << block_tokens;
   }
 }
 
+TEST_P(AttentionTest, DoesNotDependOnTheBlockSize) {
+  for (const KvFormat format : kAllFormats) ExpectTheSameForAnyBlockSize(*GetParam(), format);
+}
+
 // What later positions hold must not matter: they may be a neighbour's leftovers in a page that is
-// being filled.
-TEST_P(AttentionTest, DoesNotDependOnWhatLaterSlotsHold) {
+// being filled, or, where nothing was written, NaN in values and scales.
+void ExpectLaterSlotsNotToMatter(const KernelTable& table, KvFormat format) {
   std::mt19937 rng(6);
-  const AttentionShape longer = {KvFormat::kF16, 64, 3, 40, 16, 0};
+  const AttentionShape longer = {format, 64, 3, 40, 16, 0};
   AttentionShape shorter = longer;
   shorter.length = 21;
-  PagedSequence all(*GetParam(), longer, rng);
-  PagedSequence part(*GetParam(), shorter, rng);
+  PagedSequence all(table, longer, rng);
+  PagedSequence part(table, shorter, rng);
   part.keys.assign(all.keys.begin(), all.keys.begin() + 21 * 64);
   part.values.assign(all.values.begin(), all.values.begin() + 21 * 64);
-  for (int64_t position = 0; position < 21; ++position) part.Write(*GetParam(), position);
+  for (int64_t position = 0; position < 21; ++position) part.Write(table, position);
   const std::vector<float> q = RandomFloats(longer.length * 3 * 64, rng);
-  EXPECT_TRUE(SameBits(RunAttention(*GetParam(), longer, all, q, 0, 21, 21),
-                       RunAttention(*GetParam(), shorter, part, q, 0, 21, 21)));
+  EXPECT_TRUE(SameBits(RunAttention(table, longer, all, q, 0, 21, 21),
+                       RunAttention(table, shorter, part, q, 0, 21, 21)));
+}
+
+TEST_P(AttentionTest, DoesNotDependOnWhatLaterSlotsHold) {
+  for (const KvFormat format : kAllFormats) ExpectLaterSlotsNotToMatter(*GetParam(), format);
+}
+
+// A NaN shows in every query that sees it and in no other.
+TEST_P(AttentionTest, ATokenThatItsFormatCannotHoldIsNanForThoseWhoSeeIt) {
+  for (const KvFormat format : {KvFormat::kQ8, KvFormat::kQ4}) {
+    for (const bool in_keys : {true, false}) {
+      std::mt19937 rng(9);
+      const AttentionShape shape = {format, 32, 2, 60, 16, 8};
+      PagedSequence sequence(*GetParam(), shape, rng);
+      const std::vector<float> q = RandomFloats(shape.length * 2 * 32, rng);
+      const std::vector<float> before =
+          RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+      (in_keys ? sequence.keys : sequence.values)[20 * 32 + 3] = -INFINITY;
+      sequence.Write(*GetParam(), 20);
+      const std::vector<float> after =
+          RunAttention(*GetParam(), shape, sequence, q, 0, shape.length, 9);
+      for (size_t i = 0; i < after.size(); ++i) {
+        const size_t position = i / (2 * 32);
+        if (position >= 20 && position < 28) {
+          ASSERT_TRUE(std::isnan(after[i])) << position;
+        } else {
+          ASSERT_EQ(after[i], before[i]) << position;
+        }
+      }
+    }
+  }
 }
 
 TEST_P(AttentionTest, OneVisibleTokenReturnsItsValue) {

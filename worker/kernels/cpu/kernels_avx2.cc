@@ -18,6 +18,7 @@ namespace {
 // clang-format off
 #include "worker/kernels/cpu/exponential.inc"
 #include "worker/kernels/cpu/elementwise.inc"
+#include "worker/kernels/cpu/kv_pages.inc"
 #include "worker/kernels/cpu/attention.inc"
 #include "worker/kernels/cpu/product.inc"
 // clang-format on

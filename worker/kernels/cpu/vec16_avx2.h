@@ -83,6 +83,9 @@ KVIST_INLINE Int16Lanes AddInt(Int16Lanes a, Int16Lanes b) {
 KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
   return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
 }
+KVIST_INLINE Int16Lanes MinInt(Int16Lanes a, Int16Lanes b) {
+  return {_mm256_min_epi32(a.low, b.low), _mm256_min_epi32(a.high, b.high)};
+}
 KVIST_INLINE Int16Lanes Bits(Vec16 a) {
   return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)};
 }
@@ -154,6 +157,22 @@ KVIST_INLINE Vec16 LoadBf16(const uint16_t* p) {
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
           _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+}
+KVIST_INLINE Vec16 LoadInt8(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+// The low and the high nibbles of 16 bytes.
+KVIST_INLINE void LoadNibbles(const uint8_t* p, Vec16* low, Vec16* high) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i first = _mm256_cvtepu8_epi32(bytes);
+  const __m256i second = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  const __m256i mask = _mm256_set1_epi32(15);
+  *low = {_mm256_cvtepi32_ps(_mm256_and_si256(first, mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(second, mask))};
+  *high = {_mm256_cvtepi32_ps(_mm256_srli_epi32(first, 4)),
+           _mm256_cvtepi32_ps(_mm256_srli_epi32(second, 4))};
 }
 KVIST_INLINE void StoreHalf(uint16_t* p, Vec16 v) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

@@ -124,6 +124,11 @@ KVIST_INLINE Int16Lanes MaxInt(Int16Lanes a, Int16Lanes b) {
   for (int i = 0; i < 4; ++i) greater.part[i] = a.part[i] > b.part[i];
   return SelectInt(greater, a, b);
 }
+KVIST_INLINE Int16Lanes MinInt(Int16Lanes a, Int16Lanes b) {
+  Mask16 greater;
+  for (int i = 0; i < 4; ++i) greater.part[i] = a.part[i] > b.part[i];
+  return SelectInt(greater, b, a);
+}
 KVIST_INLINE Int16Lanes Bits(Vec16 a) {
   Int16Lanes r;
   for (int i = 0; i < 4; ++i) r.part[i] = reinterpret_cast<Int4>(a.part[i]);
@@ -209,6 +214,22 @@ KVIST_INLINE Vec16 LoadBf16(const uint16_t* p) {
     r.part[i] = reinterpret_cast<Float4>(h << 16);
   }
   return r;
+}
+KVIST_INLINE Vec16 LoadInt8(const int8_t* p) {
+  Vec16 r;
+  for (int i = 0; i < 4; ++i) {
+    const Int4 q = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
+    r.part[i] = __builtin_convertvector(q, Float4);
+  }
+  return r;
+}
+// The low and the high nibbles of 16 bytes.
+KVIST_INLINE void LoadNibbles(const uint8_t* p, Vec16* low, Vec16* high) {
+  for (int i = 0; i < 4; ++i) {
+    const Int4 bytes = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
+    low->part[i] = __builtin_convertvector(bytes & 15, Float4);
+    high->part[i] = __builtin_convertvector(bytes >> 4, Float4);
+  }
 }
 KVIST_INLINE void StoreHalf(uint16_t* p, Vec16 v) {
   for (int i = 0; i < 16; ++i) p[i] = FloatToHalf(v.part[i / 4][i % 4]);

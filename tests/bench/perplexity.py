@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""What each KV format costs in perplexity, beside f16.
+
+Scores a text in pieces of equal length, each as a text of its own, with `kvist score`, and compares
+piece by piece: the ratio of perplexities with a 95 % interval from the paired differences of the
+pieces' mean negative log probabilities (Student's t). Prints a Markdown table.
+
+The text is perl's list of diagnostics, perldiag.pod, as plain text: English prose with terms and
+examples. It is part of Debian 12's package perl-modules-5.36 (perl itself depends on it), Copyright
+Larry Wall and others, under the Artistic License or the GPL, version 1 or later. `--text FILE`
+takes any other.
+
+  tests/bench/perplexity.py --kvist build/kvist
+"""
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import tempfile
+
+MODELS = {
+    "SmolLM2 135M Q4_1": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "Gemma 3 270M Q4_K_M": "gemma-3-270m-q4_k_m.gguf",
+}
+POD = "/usr/share/perl/5.36.0/pod/perldiag.pod"
+
+
+def text_of(args):
+    if args.text:
+        with open(args.text, encoding="utf-8") as file:
+            return file.read()[:args.characters]
+    done = subprocess.run(["pod2text", POD], check=True, stdout=subprocess.PIPE)
+    return done.stdout.decode("utf-8")[:args.characters]
+
+
+def piece_losses(args, model, text_file, kv_format):
+    """The mean negative log probability of each whole piece."""
+    command = [
+        args.kvist, "score", "--file", text_file, "--model", model, "--chunk", str(args.chunk),
+        "--kv-format", kv_format, "--threads", str(args.threads), "--top", "0", "--output", "json"
+    ]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    pieces = json.loads(done.stdout)["chunks"]
+    return [
+        piece["negative_logprob"] / (piece["tokens"] - 1) for piece in pieces
+        if piece["tokens"] == args.chunk
+    ]
+
+
+def t_quantile_95(degrees):
+    """Student's two-sided 95 % quantile by Cornish-Fisher, within 0.01 from 5 degrees on."""
+    z = statistics.NormalDist().inv_cdf(0.975)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
+
+
+def row_of(name, kv_format, losses, base):
+    differences = [a - b for a, b in zip(losses, base)]
+    mean = statistics.mean(differences)
+    half = (t_quantile_95(len(differences) - 1) * statistics.stdev(differences) /
+            math.sqrt(len(differences)))
+    ratio, low, high = (math.exp(x) for x in (mean, mean - half, mean + half))
+    return (f"| {name} | {kv_format} | {math.exp(statistics.mean(losses)):.3f} | {ratio:.4f} | "
+            f"{low:.4f} to {high:.4f} | {len(losses)} |")
+
+
+def main():
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kvist", default="build/release/kvist")
+    parser.add_argument("--models", default=os.path.join(cache, "kvist", "models"))
+    parser.add_argument("--formats", default="q8,q4", help="compared with f16, by commas")
+    parser.add_argument("--text", help="a text file instead of perl's diagnostics")
+    parser.add_argument("--characters", type=int, default=64000, help="of the text, at most")
+    parser.add_argument("--chunk", type=int, default=1024, help="tokens of a piece")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    text = text_of(args)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    print(f"{len(text)} characters of {args.text or os.path.basename(POD)} (SHA-256 {digest[:16]}), "
+          f"pieces of {args.chunk} tokens\n")
+    print("| model | KV format | perplexity | ratio to f16 | 95 % interval | pieces |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        for name, model_file in MODELS.items():
+            model = os.path.join(args.models, model_file)
+            base = piece_losses(args, model, file.name, "f16")
+            print(f"| {name} | f16 | {math.exp(statistics.mean(base)):.3f} | 1 | | {len(base)} |")
+            for kv_format in args.formats.split(","):
+                losses = piece_losses(args, model, file.name, kv_format)
+                print(row_of(name, kv_format, losses, base), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+// KV formats and the bytes of a KV page: 16 consecutive tokens' keys and values of one (sequence,
+// layer, kv head). Keys are token-interleaved, so that 16 scores are one vector and need no
+// horizontal sums.
+//
+//   f32, f16, bf16:  K [head_dim][16] | V [16][head_dim]; rounded half to even
+//   q8:  K int8 [head_dim][16] | V int8 [16][head_dim] | K scale f32 [16] | V scale f32 [16]
+//        x ~ q * scale, one scale per token: max|x| / 127, q rounded half to even
+//   q4:  K [head_dim / 32][16][16] | V [16][head_dim / 32][16] |
+//        K step, K minimum f16 [head_dim / 16][16] | V step, V minimum f16 [head_dim / 32][16]
+//        x ~ n * step + minimum, n of 0 .. 15, one pair per token and 16 dimensions of a key or 32
+//        of a value. Of each 32 dimensions, byte i of 16 holds dimension i in the low nibble,
+//        16 + i in the high one. Keys are rotated first, queries likewise: the dot products stay.
+//
+// q4 has groups, minima and the rotation because without them four bits cost too much: a few
+// dimensions of a key are far larger than the others, and the rotation spreads them. The figures:
+// tests/bench/results/perplexity.md. The rotation is the orthonormal Hadamard transform of each
+// Q4RotationSpan(head_dim) dimensions (QuaRot, arXiv 2404.00456):
+//   y[i] = sum over j of (-1)^popcount(i & j) * x[j] / sqrt(span)
+//
+// Values that a format cannot hold. f32 keeps everything; bf16 and f16 give infinity for what is
+// too large and keep NaN. A scale is shared, so in q8 a token's NaN or infinity, and in q4 a
+// group's NaN or anything that f16 would store as infinity (65520 and more, of a key after the
+// rotation), turns all values that share the scale into NaN: every query that sees the token gives
+// NaN. A q8 row whose values are all below 127 * 2^-126 is 0.
+#ifndef KVIST_WORKER_KERNELS_KV_PAGE_H_
+#define KVIST_WORKER_KERNELS_KV_PAGE_H_
+
+#include <cstdint>
+
+namespace kvist::worker {
+
+inline constexpr int64_t kPageTokens = 16;  // attention: softmax unit and KV page
+inline constexpr int64_t kQ4Unit = 32;      // dimensions whose nibbles share 16 bytes in q4
+inline constexpr int64_t kQ4KeyGroup = 16;  // dimensions that share a step and a minimum in q4
+inline constexpr int64_t kQ4ValueGroup = 32;
+
+enum class KvFormat : uint8_t { kF16, kF32, kBF16, kQ8, kQ4 };
+
+// Offsets in bytes from the page's start, where K begins; `bytes` is the page's size, a multiple of
+// 64.
+struct KvPageLayout {
+  int64_t values = 0;
+  int64_t key_scales = 0;  // q8: scales; q4: steps, then minima
+  int64_t value_scales = 0;
+  int64_t bytes = 0;
+};
+
+// Whether the format can hold heads of this size, a multiple of 8.
+constexpr bool HoldsHeadDim(KvFormat format, int64_t head_dim) {
+  return format != KvFormat::kQ4 || head_dim % kQ4Unit == 0;
+}
+
+// The largest power of two, up to 256, that divides the head size.
+constexpr int64_t Q4RotationSpan(int64_t head_dim) {
+  const int64_t span = head_dim & -head_dim;
+  return span < 256 ? span : 256;
+}
+
+// REQUIRES: HoldsHeadDim(format, head_dim).
+// Always inline: no copy of it compiled for one instruction set may serve the others.
+[[gnu::always_inline]] constexpr KvPageLayout KvPageLayoutOf(KvFormat format, int64_t head_dim) {
+  int64_t half = kPageTokens * head_dim;  // of K, and of V
+  int64_t key_scales = 0;
+  int64_t value_scales = 0;
+  switch (format) {
+    case KvFormat::kF32:
+      half *= 4;
+      break;
+    case KvFormat::kF16:
+    case KvFormat::kBF16:
+      half *= 2;
+      break;
+    case KvFormat::kQ8:
+      key_scales = kPageTokens * 4;
+      value_scales = kPageTokens * 4;
+      break;
+    case KvFormat::kQ4:
+      half /= 2;
+      key_scales = 2 * kPageTokens * (head_dim / kQ4KeyGroup) * 2;
+      value_scales = 2 * kPageTokens * (head_dim / kQ4ValueGroup) * 2;
+      break;
+  }
+  return {half, 2 * half, 2 * half + key_scales, 2 * half + key_scales + value_scales};
+}
+
+}  // namespace kvist::worker
+
+#endif  // KVIST_WORKER_KERNELS_KV_PAGE_H_
