@@ -5,7 +5,6 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "common/base/clock.h"
@@ -128,8 +127,7 @@ absl::StatusOr<BenchResult> Bench(const BenchFlags& flags) {
   SizeFor(sizes, &options);
   KVIST_ASSIGN_OR_RETURN(const auto backend, LoadBackend(*file, options));
   BenchResult result;
-  result.threads = flags.model.threads;
-  if (result.threads == 0) result.threads = static_cast<int>(std::thread::hardware_concurrency());
+  result.threads = ComputeThreads(flags.model);
   KVIST_ASSIGN_OR_RETURN(result.limits, MeasureLimits(result.threads, kernels->name));
   result.model = backend->model();
   result.kernels = std::string(kernels->name);
@@ -191,13 +189,10 @@ int RunBenchEngine(const BenchFlags& flags) {
 
 }  // namespace
 
-void AddBench(CLI::App& app, Run* run) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure.");
-  bench->require_subcommand(1);
-  bench->footer("Examples:\n  kvist bench engine --model smollm2 --threads 2\n");
+void AddBenchEngine(CLI::App& bench, Run* run) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = AddCommand(
-      *bench, "engine", "Prefill and decode speed of a model, without services.",
+      bench, "engine", "Prefill and decode speed of a model, without services.",
       "  kvist bench engine --model smollm2 --threads 2 --prompt 512 --new 128\n"
       "  kvist bench engine --model gemma3 --batch 16 --prompt 128 --depth 2048 --output json\n",
       run, flags, &RunBenchEngine);

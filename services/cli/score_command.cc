@@ -73,11 +73,7 @@ absl::StatusOr<std::vector<int32_t>> InputIds(const ScoreFlags& flags,
   std::vector<int32_t> ids = flags.ids;
   if (!flags.file.empty()) {
     KVIST_ASSIGN_OR_RETURN(const std::string input, ReadInput(flags.file));
-    ids = tokenizer.Encode(input, text::ControlTokens::kPlain);
-    const text::Vocabulary& vocabulary = tokenizer.vocabulary();
-    if (vocabulary.add_bos && vocabulary.bos_id.has_value()) {
-      ids.insert(ids.begin(), *vocabulary.bos_id);
-    }
+    ids = PromptIds(tokenizer, input);
   }
   if (ids.empty()) return InvalidField("--ids", "there is no token");
   for (const int32_t id : ids) {

@@ -74,6 +74,7 @@ struct WorkerMetrics {
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;
   std::array<prometheus::Counter*, kEvictionCauses> evictions_total;
   prometheus::Family<prometheus::Gauge>& blocks;  // labels: BlockLabels
+  prometheus::Family<prometheus::Gauge>& memory_bytes;  // labels: worker, part
   prometheus::Gauge& manager_connected;           // 1 while the stream to the manager is up
 
   // Labels of `blocks`; state is one of "free", "reserved", "active", "cached", "moving".

@@ -44,13 +44,6 @@ class FloatEnvironmentScope {
   std::fenv_t saved_;
 };
 
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::clamp(CPU_COUNT(&set), 1, kMaxTeamThreads);
-}
-
 absl::Status CheckRange(std::string_view field, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
   return InvalidField(field, absl::StrCat("must be ", least, " to ", most, ", is ", value));
@@ -89,6 +82,24 @@ class CpuBackend final : public Backend {
     return absl::StrCat("cpu/", ToAbsl(kernels->name), ", ", team->size(),
                         team->size() == 1 ? " thread" : " threads",
                         weights->arena.huge_pages() ? ", huge pages" : "");
+  }
+
+  std::vector<MemoryPart> memory() const override {
+    const TransformerMemory work = transformer->memory();
+    return {
+        // Packed matrices, norms, biases; rows of the embedding where it is not the output matrix.
+        {"weights", weights->arena.taken_bytes()},
+        // Context x pairs cosines and sines, for layers that see everything and for windowed ones.
+        {"rope", rope.taken_bytes() + windowed_rope.taken_bytes()},
+        // Blocks of every pool: all that sequences and the prefix cache can ever hold.
+        {"kv", kv_pools.taken_bytes()},
+        // Rows of a pass: residual stream, q, k, v, feed-forward, their quantised forms.
+        {"activations", work.activations_bytes},
+        // Scores and partial outputs of one piece of attention, for each thread.
+        {"attention", work.attention_bytes},
+        // Rows of logits x vocabulary, and the normed rows that they come from.
+        {"logits", work.logits_bytes},
+    };
   }
 
   absl::StatusOr<Logits> Run(const Batch& batch) override {
@@ -199,6 +210,13 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
 }
 
 }  // namespace
+
+int UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::clamp(CPU_COUNT(&set), 1, kMaxTeamThreads);
+}
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file,
                                                           const CpuBackendOptions& options) {

@@ -109,6 +109,12 @@ int32_t KvPools::Find(int32_t group, KvFormat format) const {
   return -1;
 }
 
+int64_t KvPools::taken_bytes() const {
+  int64_t bytes = 0;
+  for (const Arena& arena : arenas_) bytes += arena.taken_bytes();
+  return bytes;
+}
+
 std::span<std::byte> KvPools::Block(int32_t pool, int32_t block) const {
   const PoolSpec& spec = specs_[static_cast<size_t>(pool)];
   KVIST_CHECK(block >= 0 && block < spec.num_blocks, "block index");

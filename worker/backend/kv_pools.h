@@ -50,6 +50,7 @@ class KvPools {
   int32_t Find(int32_t group, KvFormat format) const;
   const KvLayout& layout(int32_t pool) const { return layouts_[static_cast<size_t>(pool)]; }
   std::byte* arena(int32_t pool) const { return arenas_[static_cast<size_t>(pool)].data(); }
+  int64_t taken_bytes() const;  // of all arenas
   // The bytes of a block. REQUIRES: valid indices.
   std::span<std::byte> Block(int32_t pool, int32_t block) const;
 

@@ -17,6 +17,7 @@ class QuantizedBuffer {
   absl::Status Allocate(int64_t rows, int64_t cols);
   // The part that begins at (row, col). REQUIRES: col % 64 == 0, which keeps rows aligned.
   QuantizedRows At(int64_t row, int64_t col) const;
+  int64_t taken_bytes() const;
 
  private:
   Buffer<int8_t> q_;
@@ -32,6 +33,10 @@ struct RowBuffers {
   Buffer<float> stream;       // [rows, hidden]
   Buffer<float> normed;       // [rows, hidden]
   QuantizedBuffer quantized;  // [rows, max(hidden, query_cols)]
+
+  int64_t taken_bytes() const {
+    return stream.taken_bytes() + normed.taken_bytes() + quantized.taken_bytes();
+  }
 };
 
 // One member's own scratch.

@@ -97,6 +97,21 @@ absl::Status Transformer::TakeMemory(int64_t max_logit_rows) {
   return absl::OkStatus();
 }
 
+TransformerMemory Transformer::memory() const {
+  TransformerMemory memory;
+  memory.activations_bytes = shared_rows_.taken_bytes() + qkv_.taken_bytes() +
+                             attended_.taken_bytes() + branch_.taken_bytes() +
+                             gated_.taken_bytes() + gated_quantized_.taken_bytes();
+  for (const auto& rows : private_rows_) memory.activations_bytes += rows->taken_bytes();
+  for (const auto& scratch : scratch_) {
+    memory.activations_bytes += scratch->gate.taken_bytes() + scratch->up.taken_bytes();
+    memory.attention_bytes += scratch->attention.taken_bytes();
+  }
+  memory.logits_bytes =
+      wanted_.taken_bytes() + wanted_quantized_.taken_bytes() + logits_.taken_bytes();
+  return memory;
+}
+
 void Transformer::PlanPass(const Batch& batch, size_t* slice, int64_t* token) {
   segments_.clear();
   row_facts_.clear();
