@@ -10,6 +10,7 @@
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "services/cli/commands.h"
+#include "services/cli/machine_facts.h"
 #include "services/cli/machine_limits.h"
 #include "services/cli/model_flags.h"
 #include "services/cli/sequence_runner.h"
@@ -159,7 +160,7 @@ int RunBenchEngine(const BenchFlags& flags) {
            {"int8_macs_per_second", result->limits.int8_macs_per_second},
            {"weight_bytes", result->model.weight_bytes},
            {"decode_share_of_bandwidth", share}}},
-         {"cpu", CpuName()},
+         {"cpu", ReadMachineFacts().cpu},
          {"kernels", result->kernels},
          {"backend", result->description},
          {"model", result->model.name},
@@ -172,7 +173,8 @@ int RunBenchEngine(const BenchFlags& flags) {
          {"kv_format", flags.kv_format}});
     return kExitOk;
   }
-  std::printf("%s; %s, %d threads\n", CpuName().c_str(), result->kernels.c_str(), result->threads);
+  std::printf("%s; %s, %d threads\n", ReadMachineFacts().cpu.c_str(), result->kernels.c_str(),
+              result->threads);
   std::printf("limits     %.1f GB/s read, %.1f G int8 multiply-adds/s\n",
               result->limits.memory_bandwidth_bytes_per_second / 1e9,
               result->limits.int8_macs_per_second / 1e9);

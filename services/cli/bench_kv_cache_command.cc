@@ -14,9 +14,10 @@
 #include "services/cli/bar_chart.h"
 #include "services/cli/commands.h"
 #include "services/cli/kv_cache_bench.h"
-#include "services/cli/machine_limits.h"
+#include "services/cli/machine_facts.h"
 #include "services/cli/model_flags.h"
 #include "worker/kernels/kernel_table.h"
+#include "worker/model/registry.h"
 
 namespace kvist::services {
 namespace {
@@ -59,9 +60,8 @@ absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
   if (flags.new_tokens.empty() || flags.new_tokens.size() > kMostCounts) {
     return InvalidField("--new", absl::StrCat("takes 1 to ", kMostCounts, " numbers"));
   }
-  KvCacheBenchOptions options{.new_tokens = flags.new_tokens,
-                              .runs = flags.runs,
-                              .budget_seconds = flags.budget_seconds};
+  KvCacheBenchOptions options{
+      .new_tokens = flags.new_tokens, .runs = flags.runs, .budget_seconds = flags.budget_seconds};
   options.progress = [&](std::string_view cache, int64_t new_tokens, int run) {
     std::fprintf(stderr, "%lld new tokens, %s: run %d of %d\n", static_cast<long long>(new_tokens),
                  std::string(cache).c_str(), run + 1, flags.runs);
@@ -71,6 +71,12 @@ absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
   KVIST_ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(*file));
   options.prompt_ids = PromptIds(*tokenizer, kPrompt);
   result.prompt_tokens = options.prompt_ids.size();
+  KVIST_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::ReadModelConfig(*file));
+  const int64_t most_new = config.context_tokens - static_cast<int64_t>(result.prompt_tokens);
+  if (*std::max_element(flags.new_tokens.begin(), flags.new_tokens.end()) > most_new) {
+    return InvalidField("--new", absl::StrCat("behind the prompt the model's context has ",
+                                              most_new, " tokens left"));
+  }
   KVIST_ASSIGN_OR_RETURN(worker::CpuBackendOptions backend_options, BackendOptions(flags.model));
   KVIST_ASSIGN_OR_RETURN(const worker::KernelTable* kernels,
                          worker::SelectKernels(flags.model.kernels));
@@ -100,7 +106,7 @@ nlohmann::ordered_json JsonOf(const KvCacheFlags& flags, const KvCacheResult& re
           {"runs", flags.runs},
           {"budget_seconds", flags.budget_seconds},
           {"kv_format", flags.model.kv_formats.front()},
-          {"cpu", CpuName()},
+          {"cpu", ReadMachineFacts().cpu},
           {"kernels", result.kernels},
           {"backend", result.backend},
           {"model", result.model},
@@ -108,7 +114,8 @@ nlohmann::ordered_json JsonOf(const KvCacheFlags& flags, const KvCacheResult& re
 }
 
 void PrintPeople(const KvCacheFlags& flags, const KvCacheResult& result) {
-  std::printf("%s; %s on %s\n", CpuName().c_str(), result.model.c_str(), result.backend.c_str());
+  std::printf("%s; %s on %s\n", ReadMachineFacts().cpu.c_str(), result.model.c_str(),
+              result.backend.c_str());
   std::printf("prompt \"%s\" (%zu tokens), %s KV; every kind gave the same tokens\n\n", kPrompt,
               result.prompt_tokens, flags.model.kv_formats.front().c_str());
   std::vector<std::vector<std::string>> table = {
@@ -131,8 +138,7 @@ void PrintPeople(const KvCacheFlags& flags, const KvCacheResult& result) {
     std::printf("* the first run took longer than %.0f s (--budget-seconds)\n",
                 flags.budget_seconds);
   }
-  std::printf("\nMean seconds by new tokens and cache\n%s",
-              LogBarChart(bars, kChartWidth).c_str());
+  std::printf("\nMean seconds by new tokens and cache\n%s", LogBarChart(bars, kChartWidth).c_str());
 }
 
 int RunBenchKvCache(const KvCacheFlags& flags) {

@@ -52,8 +52,8 @@ class LoadProgress {
 
 }  // namespace
 
-void AddModelFlag(CLI::App* command, std::string* model) {
-  command
+CLI::Option* AddModelFlag(CLI::App* command, std::string* model) {
+  return command
       ->add_option("--model", *model,
                    "a GGUF file, or smollm2 or gemma3 (from the model folder under XDG_CACHE_HOME)")
       ->envname("KVIST_MODEL")

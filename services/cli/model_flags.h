@@ -29,8 +29,8 @@ struct ModelFlags {
   int64_t max_batch_tokens = 512;
 };
 
-// --model, KVIST_MODEL.
-void AddModelFlag(CLI::App* command, std::string* model);
+// --model, KVIST_MODEL; required unless the caller changes that.
+CLI::Option* AddModelFlag(CLI::App* command, std::string* model);
 // --threads, --kernels, --weights.
 void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.

@@ -25,8 +25,6 @@ namespace {
 // Raised whenever the bits of logits or of KV pages change for the same file.
 constexpr int kRecipeVersion = 1;
 constexpr int64_t kMaxBatchTokens = 65536;
-// Without kv_bytes: enough for 64k blocks, a few GB; more must be asked for.
-constexpr int64_t kMaxDefaultKvBlocks = 65536;
 
 // The caller's floating-point environment, restored at the end: flushing denormals is for the
 // kernels, not for whoever calls.
@@ -202,7 +200,7 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
   const std::vector<LayerGroup>& groups = backend.facts.groups;
   if (plan.kv_bytes == 0 && plan.blocks_per_pool == 0) {
     KVIST_ASSIGN_OR_RETURN(const int64_t available, MemoryAvailableBytes());
-    plan.kv_bytes = std::min(available / 4, KvBytesOf(groups, plan, kMaxDefaultKvBlocks));
+    plan.kv_bytes = DefaultKvBytes(groups, plan, available);
   }
   KVIST_ASSIGN_OR_RETURN(std::vector<PoolSpec> specs, PlanKvPools(groups, plan));
   KVIST_ASSIGN_OR_RETURN(backend.kv_pools, KvPools::Create(groups, std::move(specs)));

@@ -12,6 +12,7 @@ namespace {
 
 // Keeps the bookkeeping of a pool (some 100 bytes a block) far below the pool's own size.
 constexpr int64_t kMaxPoolBlocks = int64_t{1} << 24;
+constexpr int64_t kMaxDefaultKvBlocks = 65536;
 
 // Tokens of `group` that one sequence needs at its longest.
 int64_t LeastTokens(const LayerGroup& group, const KvPoolsOptions& options) {
@@ -85,6 +86,11 @@ int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& o
     }
   }
   return bytes;
+}
+
+int64_t DefaultKvBytes(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
+                       int64_t available_bytes) {
+  return std::min(available_bytes / 4, KvBytesOf(groups, options, kMaxDefaultKvBlocks));
 }
 
 absl::StatusOr<KvPools> KvPools::Create(const std::vector<LayerGroup>& groups,

@@ -37,6 +37,11 @@ absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>&
 int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
                   int64_t blocks);
 
+// kv_bytes where nobody chose: a quarter of `available_bytes` of memory, but no more than pools of
+// 65,536 blocks, a few GB; more must be asked for.
+int64_t DefaultKvBytes(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
+                       int64_t available_bytes);
+
 // Owns the pools' arenas. Thread-compatible; blocks are written by many threads at once only at
 // different places.
 class KvPools {

@@ -16,6 +16,8 @@ namespace kvist::worker {
 // "f16", "f32", "bf16". INVALID_ARGUMENT listing the names.
 absl::StatusOr<KvFormat> KvFormatFromName(std::string_view name);
 std::string_view KvFormatName(KvFormat format);
+// All formats, in the order of their names above.
+std::vector<KvFormat> KnownKvFormats();
 int64_t KvElementBytes(KvFormat format);
 
 // Layers with equal attention span and head geometry: they share block tables.
