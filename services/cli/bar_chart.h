@@ -10,8 +10,8 @@ namespace kvist::services {
 struct Bar {
   std::string group;  // shown where it changes
   std::string label;
-  double value = 0;   // not above 0: no bar
-  std::string text;   // behind the bar
+  double value = 0;  // not above 0: no bar
+  std::string text;  // behind the bar
 };
 
 // A line per bar. Lengths are logarithmic: the least value has one character, the greatest `width`.

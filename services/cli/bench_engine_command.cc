@@ -13,8 +13,10 @@
 #include "services/cli/machine_facts.h"
 #include "services/cli/machine_limits.h"
 #include "services/cli/model_flags.h"
+#include "services/cli/model_work.h"
 #include "services/cli/sequence_runner.h"
 #include "worker/kernels/kernel_table.h"
+#include "worker/model/registry.h"
 
 namespace kvist::services {
 namespace {
@@ -52,6 +54,7 @@ struct BenchResult {
   Spread decode;   // of all sequences together
   MachineLimits limits;
   worker::ModelFacts model;
+  int64_t prefill_multiply_adds = 0;
   std::string kernels;
   std::string description;
   int threads = 0;
@@ -131,6 +134,8 @@ absl::StatusOr<BenchResult> Bench(const BenchFlags& flags) {
   result.threads = ComputeThreads(flags.model);
   KVIST_ASSIGN_OR_RETURN(result.limits, MeasureLimits(result.threads, kernels->name));
   result.model = backend->model();
+  KVIST_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::ReadModelConfig(*file));
+  result.prefill_multiply_adds = PrefillMultiplyAdds(config, flags.prompt_tokens);
   result.kernels = std::string(kernels->name);
   result.description = backend->description();
   KVIST_RETURN_IF_ERROR(RunRounds(flags, *backend, *kernels, sizes, &result));
@@ -145,10 +150,19 @@ double DecodeShare(const BenchResult& result, int batch) {
          result.limits.memory_bandwidth_bytes_per_second;
 }
 
+// The share of the int8 peak that the prompt's multiply-adds take, attention included.
+double PrefillShare(const BenchResult& result, int64_t tokens) {
+  if (tokens == 0) return 0;
+  const double prompts = result.prefill.median / static_cast<double>(tokens);
+  return prompts * static_cast<double>(result.prefill_multiply_adds) /
+         result.limits.int8_macs_per_second;
+}
+
 int RunBenchEngine(const BenchFlags& flags) {
   const auto result = Bench(flags);
   if (!result.ok()) return ReportLocalError(result.status());
   const double share = DecodeShare(*result, flags.batch);
+  const double prefill_share = PrefillShare(*result, flags.prompt_tokens);
   if (flags.output == "json") {
     PrintJson(
         {{"prefill_tokens_per_second", result->prefill.median},
@@ -159,7 +173,8 @@ int RunBenchEngine(const BenchFlags& flags) {
           {{"memory_bandwidth_bytes_per_second", result->limits.memory_bandwidth_bytes_per_second},
            {"int8_macs_per_second", result->limits.int8_macs_per_second},
            {"weight_bytes", result->model.weight_bytes},
-           {"decode_share_of_bandwidth", share}}},
+           {"decode_share_of_bandwidth", share},
+           {"prefill_share_of_int8_peak", prefill_share}}},
          {"cpu", ReadMachineFacts().cpu},
          {"kernels", result->kernels},
          {"backend", result->description},
@@ -178,9 +193,9 @@ int RunBenchEngine(const BenchFlags& flags) {
   std::printf("limits     %.1f GB/s read, %.1f G int8 multiply-adds/s\n",
               result->limits.memory_bandwidth_bytes_per_second / 1e9,
               result->limits.int8_macs_per_second / 1e9);
-  std::printf("prefill    %.1f tok/s (%.1f to %.1f), %lld tokens\n", result->prefill.median,
-              result->prefill.min, result->prefill.max,
-              static_cast<long long>(flags.prompt_tokens));
+  std::printf("prefill    %.1f tok/s (%.1f to %.1f), %lld tokens; %.0f %% of the multiply-adds\n",
+              result->prefill.median, result->prefill.min, result->prefill.max,
+              static_cast<long long>(flags.prompt_tokens), 100 * prefill_share);
   std::printf(
       "decode     %.1f tok/s (%.1f to %.1f), %d sequences of %lld at depth %lld; "
       "weights alone take %.0f %% of the bandwidth\n",

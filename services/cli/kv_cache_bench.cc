@@ -118,8 +118,8 @@ class Completer {
     return bytes;
   }
 
-  absl::Status RunInEngine(const Kind& kind, const std::vector<int32_t>& prompt,
-                           int64_t new_tokens, RunResult* result) {
+  absl::Status RunInEngine(const Kind& kind, const std::vector<int32_t>& prompt, int64_t new_tokens,
+                           RunResult* result) {
     worker::GenerateRequest request;
     request.id = RequestId(absl::StrCat("run-", ++runs_));
     // A salt of its own, or the prompt would be found in the cache of the run before.

@@ -168,7 +168,8 @@ TEST_F(CliTest, BenchEngineHasTheMembersOfTheContract) {
               "4", "--batch", "2", "--depth", "16", "--rounds", "2"});
   ExpectMembers(
       result, {"prefill_tokens_per_second", "decode_tokens_per_second", "limit", "cpu", "kernels"});
-  ExpectMembers(result["limit"], {"memory_bandwidth_bytes_per_second", "int8_macs_per_second"});
+  ExpectMembers(result["limit"], {"memory_bandwidth_bytes_per_second", "int8_macs_per_second",
+                                  "decode_share_of_bandwidth", "prefill_share_of_int8_peak"});
   EXPECT_GT(result["decode_tokens_per_second"].get<double>(), 0);
   EXPECT_LE(result["prefill"]["min"].get<double>(), result["prefill"]["max"].get<double>());
 }
