@@ -55,41 +55,79 @@ const SamplingRow kSampling[] = {
      {.temperature = 0.8f, .repetition_penalty = 1.1f, .presence_penalty = 0.5f, .logprobs = 5}},
 };
 
-TEST(EngineAllocationTest, AStepOfDecodeTakesNoMemory) {
-  for (const char* model : {"llama_a.Q4_1", "gemma3_a.Q4_0"}) {
-    for (const SamplingRow& row : kSampling) {
-      CpuBackendOptions options = kvist::testing::TinyOptions();
-      options.threads = 2;
-      options.kernels = "auto";
-      const SimulatedClock clock;
-      EngineCore core({}, kvist::testing::OpenTinyModel(model, options), &clock);
-      auto sink = std::make_shared<CountingSink>();
-      for (int i = 0; i < 3; ++i) {
-        GenerateRequest request = RequestOf(Numbered("r", i), Ids(5 + 13 * i, i), 120);
-        request.session = SessionId(Numbered("s", i));
-        request.sampling = row.options;
-        const absl::Status status = PrepareRequest(core.limits(), &request);
-        ASSERT_TRUE(status.ok()) << status;
-        core.Add(std::move(request), sink, clock.Now());
+class EngineAllocationTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  // Three requests, past their prefill and so far in decode that every reused buffer has had its
+  // full size.
+  void Begin(const SamplingRow& row, bool in_sessions) {
+    CpuBackendOptions options = kvist::testing::TinyOptions();
+    options.threads = 2;
+    options.kernels = "auto";
+    core_ = std::make_unique<EngineCore>(
+        EngineOptions{}, kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
+    sink_ = std::make_shared<CountingSink>();
+    for (int i = 0; i < kRequests; ++i) {
+      GenerateRequest request = RequestOf(Numbered("r", i), Ids(5 + 13 * i, i), 120);
+      if (in_sessions) request.session = SessionId(Numbered("s", i));
+      request.sampling = row.options;
+      const absl::Status status = PrepareRequest(core_->limits(), &request);
+      ASSERT_TRUE(status.ok()) << status;
+      core_->Add(std::move(request), sink_, clock_.Now());
+    }
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(core_->Step());
+  }
+
+  int64_t AllocationsOfAStep() {
+    allocations = 0;
+    counting = true;
+    const bool ran = core_->Step();
+    counting = false;
+    EXPECT_TRUE(ran);
+    return allocations.load();
+  }
+
+  static constexpr int kRequests = 3;
+  // Over the ends of several blocks of each sequence: they are named, and new ones taken.
+  static constexpr int kSteps = 80;
+  const SimulatedClock clock_;
+  std::unique_ptr<EngineCore> core_;
+  std::shared_ptr<CountingSink> sink_;
+};
+
+TEST_P(EngineAllocationTest, AStepOfDecodeTakesNoMemory) {
+  for (const SamplingRow& row : kSampling) {
+    Begin(row, /*in_sessions=*/false);
+    const int64_t before = sink_->count();
+    for (int i = 0; i < kSteps; ++i) {
+      EXPECT_EQ(AllocationsOfAStep(), 0) << row.name << ", step " << i;
+    }
+    EXPECT_EQ(sink_->count() - before, kRequests * kSteps);
+    EXPECT_FALSE(core_->idle());
+  }
+}
+
+// What is told of a session owns its keys: that is all, and only where a block was filled.
+TEST_P(EngineAllocationTest, InASessionOnlyTheNewsOfAFullBlockDoes) {
+  for (const SamplingRow& row : kSampling) {
+    Begin(row, /*in_sessions=*/true);
+    const int64_t pools = static_cast<int64_t>(core_->backend().pools().size());
+    for (int i = 0; i < kSteps; ++i) {
+      const uint64_t last = core_->state().events.last_seq();
+      const int64_t taken = AllocationsOfAStep();
+      const uint64_t news = core_->state().events.last_seq() - last;
+      if (news == 0) {
+        EXPECT_EQ(taken, 0) << row.name << ", step " << i;
+      } else {
+        // Per pool the keys of the event and, when it doubles, the session's chain.
+        EXPECT_LE(taken, 2 * pools) << row.name << ", step " << i;
       }
-      // Prefill, and so much decode that every reused buffer has had its full size.
-      for (int i = 0; i < 20; ++i) ASSERT_TRUE(core.Step());
-      const int64_t before = sink->count();
-      // Over the ends of blocks of every sequence: they are named and new ones taken.
-      constexpr int kSteps = 80;
-      for (int i = 0; i < kSteps; ++i) {
-        allocations = 0;
-        counting = true;
-        const bool ran = core.Step();
-        counting = false;
-        ASSERT_TRUE(ran);
-        EXPECT_EQ(allocations.load(), 0) << model << ", " << row.name << ", step " << i;
-      }
-      EXPECT_EQ(sink->count() - before, 3 * kSteps);
-      EXPECT_FALSE(core.idle());
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Tiny, EngineAllocationTest,
+                         ::testing::Values("llama_a.Q4_1", "gemma3_a.Q4_0"),
+                         [](const auto& info) { return std::string(info.param, 5); });
 
 }  // namespace
 }  // namespace kvist::worker
