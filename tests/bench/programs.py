@@ -80,8 +80,8 @@ def busy_neighbour():
 def kvist_server(kvist, model, threads, more=()):
     """Yields (process, {"grpc": address, "metrics": address}) of `kvist serve` once it is ready."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [kvist, "serve", "--model", model, "--threads", str(threads), "--data-dir", folder,
-                   "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *more]
+        command = [kvist, "serve", "--model", model, "--threads", str(threads), "--data-dir",
+                   folder, "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *more]
         with process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                      text=True) as child:
             line = child.stdout.readline()

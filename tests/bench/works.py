@@ -327,7 +327,7 @@ def k1(setting):
 
 def system_text(setting, model, tokens):
     """A text of `tokens` tokens of the model, or a few more."""
-    sentence = "The assistant knows number {0}: a cat that sleeps on a warm roof dreams of {0} mice. "
+    sentence = "The assistant knows number {0}: a cat on a warm roof dreams of {0} fat mice. "
     text, count, number = "", 0, 0
     while count < tokens:
         missing = tokens - count
@@ -379,7 +379,7 @@ def k5(setting):
                                          ("later turns, time to first token", "s", "lower", 3)):
             rows.append(_row(model, name, unit, "llama-server", goal=goal) | {
                 "better": better, "ours": mine[name], "theirs": other.get(name, [])})
-    return {"title": "16 clients, 4-turn chats of 32 tokens, a shared system prompt of 1,000 tokens",
+    return {"title": "16 clients, 4-turn chats, a shared system prompt of 1,000 tokens",
             "rows": rows, "errors": errors, "flags": flags}
 
 
