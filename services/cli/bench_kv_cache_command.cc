@@ -31,6 +31,7 @@ struct KvCacheFlags {
   ModelFlags model;
   int runs = 10;
   std::vector<int64_t> new_tokens = {1, 10, 100, 300, 1000};
+  std::vector<std::string> caches = KvCacheKinds();
   double budget_seconds = 300;
   std::string output;
 };

@@ -1,6 +1,7 @@
 #include "services/cli/kv_cache_bench.h"
 
 #include <algorithm>
+#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
@@ -181,16 +182,33 @@ class Completer {
   int64_t runs_ = 0;
 };
 
+absl::StatusOr<std::vector<const Kind*>> FindKinds(const std::vector<std::string>& names) {
+  std::vector<const Kind*> kinds;
+  for (const std::string& name : names) {
+    const auto kind = std::find_if(std::begin(kKinds), std::end(kKinds),
+                                   [&](const Kind& k) { return k.name == name; });
+    if (kind == std::end(kKinds)) return InvalidField("cache", "there is no kind " + name);
+    kinds.push_back(kind);
+  }
+  return kinds;
+}
+
 absl::Status CheckSameIds(const std::vector<int32_t>& expected, const std::vector<int32_t>& ids,
-                          const Kind& kind) {
+                          std::string_view kind) {
   if (ids == expected) return absl::OkStatus();
   const auto [a, b] = std::mismatch(expected.begin(), expected.end(), ids.begin(), ids.end());
-  return absl::InternalError(absl::StrCat("the cache kind ", ToAbsl(kind.name),
-                                          " generates other tokens than ", ToAbsl(kKinds[0].name),
-                                          ", from token ", a - expected.begin(), " on"));
+  return absl::InternalError(absl::StrCat("the cache kind ", ToAbsl(kind),
+                                          " generates other tokens than the first one, from token ",
+                                          a - expected.begin(), " on"));
 }
 
 }  // namespace
+
+std::vector<std::string> KvCacheKinds() {
+  std::vector<std::string> names;
+  for (const Kind& kind : kKinds) names.emplace_back(kind.name);
+  return names;
+}
 
 void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendOptions* backend) {
   const int64_t tokens = static_cast<int64_t>(options.prompt_ids.size()) +
@@ -201,25 +219,27 @@ void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendO
 
 absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
                                                          const KvCacheBenchOptions& options) {
+  KVIST_ASSIGN_OR_RETURN(const std::vector<const Kind*> kinds, FindKinds(options.caches));
   Completer completer(std::make_unique<ObservedBackend>(std::move(backend)));
   // Not counted: it warms caches and clocks up.
   const int64_t fewest = *std::min_element(options.new_tokens.begin(), options.new_tokens.end());
-  KVIST_RETURN_IF_ERROR(
-      completer.Run(kKinds[std::size(kKinds) - 1], options.prompt_ids, fewest).status());
+  KVIST_RETURN_IF_ERROR(completer.Run(*kinds.back(), options.prompt_ids, fewest).status());
   std::vector<KvCacheCell> cells;
   for (const int64_t new_tokens : options.new_tokens) {
     const size_t first = cells.size();
-    for (const Kind& kind : kKinds) cells.push_back({.cache = kind.name, .new_tokens = new_tokens});
+    for (const std::string& name : options.caches) {
+      cells.push_back({.cache = name, .new_tokens = new_tokens});
+    }
     std::vector<int32_t> expected;
     for (int run = 0; run < options.runs; ++run) {
-      for (size_t k = 0; k < std::size(kKinds); ++k) {
+      for (size_t k = 0; k < kinds.size(); ++k) {
         KvCacheCell& cell = cells[first + k];
         if (run > 0 && cell.seconds.front() > options.budget_seconds) continue;
         if (options.progress) options.progress(cell.cache, new_tokens, run);
         KVIST_ASSIGN_OR_RETURN(RunResult result,
-                               completer.Run(kKinds[k], options.prompt_ids, new_tokens));
+                               completer.Run(*kinds[k], options.prompt_ids, new_tokens));
         if (expected.empty()) expected = result.ids;
-        KVIST_RETURN_IF_ERROR(CheckSameIds(expected, result.ids, kKinds[k]));
+        KVIST_RETURN_IF_ERROR(CheckSameIds(expected, result.ids, cell.cache));
         cell.seconds.push_back(result.seconds);
         cell.kv_bytes = std::max(cell.kv_bytes, result.kv_bytes);
         cell.peak_bytes = std::max(cell.peak_bytes, result.peak_bytes);

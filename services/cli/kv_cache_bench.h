@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,8 +15,12 @@
 
 namespace kvist::services {
 
+// The names of all kinds, in the table's order: "none", "concat", "paged".
+std::vector<std::string> KvCacheKinds();
+
 struct KvCacheBenchOptions {
   std::vector<int32_t> prompt_ids;
+  std::vector<std::string> caches = KvCacheKinds();
   std::vector<int64_t> new_tokens;  // a group of cells each
   int runs = 10;                    // of each cell
   // A cell whose first run takes longer has no second one.
@@ -26,7 +31,7 @@ struct KvCacheBenchOptions {
 
 // One cell: a kind of cache and a number of new tokens.
 struct KvCacheCell {
-  std::string_view cache;  // "none", "concat", "paged"
+  std::string cache;
   int64_t new_tokens = 0;
   std::vector<double> seconds;  // of each run: the prompt and all new tokens
   // Of KV, after the last token: what a next token would find. Of `none`: 0.
@@ -41,8 +46,8 @@ void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendO
 // Runs every cell: the kinds take turns, so that they see the same neighbours on the machine. The
 // cells of one number of new tokens come one after the other, in the order of the table's kinds.
 // Greedy, stops ignored; KV in the backend's first format. INTERNAL if two kinds or two runs
-// generate different tokens; errors of the backend. REQUIRES: the backend was sized for `options`;
-// prompt and numbers not empty, runs >= 1.
+// generate different tokens; INVALID_ARGUMENT for an unknown kind; errors of the backend. REQUIRES:
+// the backend was sized for `options`; prompt, kinds and numbers not empty, runs >= 1.
 absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
                                                          const KvCacheBenchOptions& options);
 
