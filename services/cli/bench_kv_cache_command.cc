@@ -61,8 +61,10 @@ absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
   if (flags.new_tokens.empty() || flags.new_tokens.size() > kMostCounts) {
     return InvalidField("--new", absl::StrCat("takes 1 to ", kMostCounts, " numbers"));
   }
-  KvCacheBenchOptions options{
-      .new_tokens = flags.new_tokens, .runs = flags.runs, .budget_seconds = flags.budget_seconds};
+  KvCacheBenchOptions options{.caches = flags.caches,
+                              .new_tokens = flags.new_tokens,
+                              .runs = flags.runs,
+                              .budget_seconds = flags.budget_seconds};
   options.progress = [&](std::string_view cache, int64_t new_tokens, int run) {
     std::fprintf(stderr, "%lld new tokens, %s: run %d of %d\n", static_cast<long long>(new_tokens),
                  std::string(cache).c_str(), run + 1, flags.runs);
@@ -128,11 +130,10 @@ void PrintPeople(const KvCacheFlags& flags, const KvCacheResult& result) {
     marked = marked || fewer;
     const std::string count = absl::StrCat(cell.new_tokens);
     const std::string mean = absl::StrFormat("%.4f s", MeanOf(cell.seconds));
-    table.push_back({count, std::string(cell.cache), mean,
-                     absl::StrFormat("%.4f s", DeviationOf(cell.seconds)),
+    table.push_back({count, cell.cache, mean, absl::StrFormat("%.4f s", DeviationOf(cell.seconds)),
                      HumanBytes(cell.kv_bytes), HumanBytes(cell.peak_bytes),
                      absl::StrCat(cell.seconds.size(), fewer ? " *" : "")});
-    bars.push_back({count, std::string(cell.cache), MeanOf(cell.seconds), mean});
+    bars.push_back({count, cell.cache, MeanOf(cell.seconds), mean});
   }
   PrintTable(table);
   if (marked) {
@@ -172,6 +173,10 @@ void AddBenchKvCache(CLI::App& bench, Run* run) {
   command->add_option("--new", flags->new_tokens, "numbers of new tokens")
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, kMostNewTokens))
+      ->capture_default_str();
+  command->add_option("--cache", flags->caches, "kinds to compare")
+      ->delimiter(',')
+      ->check(CLI::IsMember(KvCacheKinds()))
       ->capture_default_str();
   command
       ->add_option("--budget-seconds", flags->budget_seconds,

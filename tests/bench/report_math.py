@@ -140,7 +140,8 @@ def deviation(values):
 
 def alternate(ours, theirs, rounds, warm_up=True):
     """Runs both sides in turns, and who begins alternates too. Each returns a dictionary of
-    numbers. Returns (numbers by name of ours, of theirs, the error that ended the peer's turns or None)."""
+    numbers. Returns (numbers by name of ours, of theirs, the error that ended the peer's turns or
+    None)."""
     collected = ({}, {})
     error = None
     for turn in range(-1 if warm_up else 0, rounds):

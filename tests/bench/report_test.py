@@ -142,8 +142,10 @@ elif words[:2] == ["bench", "engine"]:
         "limit": {{"decode_share_of_bandwidth": 0.8, "prefill_share_of_int8_peak": 0.6}}}}))
 elif words[:2] == ["bench", "kv-cache"]:
     new = int(words[words.index("--new") + 1])
-    print(json.dumps({{"rows": [{{"cache": cache, "new_tokens": new, "mean_s": seconds * new,
-        "kv_bytes": 1, "peak_bytes": 2}} for cache, seconds in (("none", 4), ("paged", 1))]}}))
+    kinds = words[words.index("--cache") + 1] if "--cache" in words else "none,paged"
+    print(json.dumps({{"rows": [{{"cache": cache, "new_tokens": new, "kv_bytes": 1,
+        "peak_bytes": 2, "mean_s": new * (4 if cache == "none" else 1)}}
+        for cache in kinds.split(",")]}}))
 elif words[0] == "tokenize":
     print(json.dumps({{"token_ids": [1, 2, 3]}}))
 elif name == "llama-bench":

@@ -211,11 +211,12 @@ def k8(setting):
 
 # --- K1
 
-def _kvist_cells(setting, model, new_tokens):
-    """One run of every cache kind: {kind: cell}."""
+def _kvist_cells(setting, model, new_tokens, kinds):
+    """One run of these cache kinds, or of all: {kind: cell}."""
+    only = ["--cache", ",".join(kinds)] if kinds else []
     result = programs.run_json([
         setting.kvist, "bench", "kv-cache", "--model", setting.models[model], "--threads",
-        str(setting.threads), "--runs", "1", "--new", str(new_tokens), "--output", "json"])
+        str(setting.threads), "--runs", "1", "--new", str(new_tokens), "--output", "json", *only])
     return {row["cache"]: row for row in result["rows"]}
 
 
@@ -252,13 +253,14 @@ class _Cells:
         return True
 
     def run_ours(self):
-        kinds = [key[1] for key in self.cells if key[0] == "kvist"]
-        if kinds and not any([self.wants("kvist", kind) for kind in kinds]):
+        known = [key[1] for key in self.cells if key[0] == "kvist"]
+        kinds = [kind for kind in known if self.wants("kvist", kind)]
+        if known and not kinds:
             return
-        for kind, row in _kvist_cells(self._setting, self._model, self._new_tokens).items():
-            if self.wants("kvist", kind):
-                self.add("kvist", kind, row["mean_s"], kv_bytes=row["kv_bytes"],
-                         peak_bytes=row["peak_bytes"])
+        cells = _kvist_cells(self._setting, self._model, self._new_tokens, kinds)
+        for kind, row in cells.items():
+            self.add("kvist", kind, row["mean_s"], kv_bytes=row["kv_bytes"],
+                     peak_bytes=row["peak_bytes"])
 
     def run_theirs(self, peer, ids):
         for cache in ("cache", "no cache"):

@@ -276,6 +276,7 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
       {{"score", "--ids", "1", "--model", "smollm2", "--kernels", "quantum"}, 2, "kernels"},
       {{"bench", "kv-cache", "--model", "smollm2", "--new", "0"}, 2, "--new"},
       {{"bench", "kv-cache", "--model", "smollm2", "--new", "5000"}, 2, "--new"},
+      {{"bench", "kv-cache", "--model", "smollm2", "--cache", "big"}, 2, "--cache"},
       {{"doctor", "--model", "/does/not/exist.gguf"}, 2, "exist"},
       {{"serve", "--model", "/does/not/exist.gguf", "--grpc", "127.0.0.1:0", "--metrics", ""},
        2,

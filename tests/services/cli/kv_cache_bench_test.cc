@@ -58,6 +58,18 @@ TEST(KvCacheBenchTest, WindowedLayersOfTheNaiveCacheKeepEverything) {
   EXPECT_GT(cells->at("concat").kv_bytes, cells->at("paged").kv_bytes);
 }
 
+TEST(KvCacheBenchTest, OnlyTheKindsAskedForRun) {
+  KvCacheBenchOptions options{
+      .prompt_ids = {1, 2, 3}, .caches = {"concat"}, .new_tokens = {2}, .runs = 1};
+  const auto cells = CellsByCache("llama_a.Q4_1", options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  EXPECT_EQ(cells->size(), 1u);
+  EXPECT_GT(cells->at("concat").kv_bytes, 0);
+  options.caches = {"big"};
+  EXPECT_EQ(CellsByCache("llama_a.Q4_1", options).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST(KvCacheBenchTest, KindsTakeTurnsAndASlowCellIsRunOnce) {
   std::vector<std::string> order;
   KvCacheBenchOptions options{.prompt_ids = {1, 2, 3}, .new_tokens = {1, 3}, .runs = 2};
