@@ -47,7 +47,8 @@ for model in "${models[@]}"; do model_file=$("$root/deploy/local/model.sh" "$mod
 
 mkdir -p "$build"
 run_logged "$build/bench-configure.log" cmake -S "$root" -B "$build" -G Ninja \
-  -DCMAKE_BUILD_TYPE=Release -DKVIST_BUILD_SERVICES=ON -DKVIST_BUILD_BENCHMARKS=ON
+  -DCMAKE_BUILD_TYPE=Release -DKVIST_BUILD_SERVICES=ON -DKVIST_BUILD_TESTS=OFF \
+  -DKVIST_BUILD_BENCHMARKS=ON
 run_logged "$build/bench-build.log" ninja -C "$build" -j "$(build_jobs)" kvist chat_load
 
 # wants ID...: whether one of these is to be measured.
