@@ -58,8 +58,8 @@ absl::Status CheckContiguous(size_t index, const SequenceSlice& slice,
   }
   const ContiguousKv& kv = *slice.contiguous;
   if (kv.layers.size() != layers) {
-    return SliceError(index, absl::StrCat("contiguous KV of ", kv.layers.size(), " layers, not of ",
-                                          layers));
+    return SliceError(
+        index, absl::StrCat("contiguous KV of ", kv.layers.size(), " layers, not of ", layers));
   }
   const int64_t end = slice.first_position + static_cast<int64_t>(slice.tokens.size());
   if (kv.pages * kPageTokens < end) {

@@ -49,12 +49,11 @@ absl::Status ConcatCache::Append(int64_t tokens) {
     const int64_t head_bytes = pages * page_bytes_[layer];
     const int64_t old_head_bytes = kv_.pages * page_bytes_[layer];
     const int64_t new_bytes = kv_heads_[layer] * head_bytes;
-    Memory memory(static_cast<std::byte*>(::operator new(
+    Memory memory(static_cast<std::byte*>(::operator new (
         static_cast<size_t>(new_bytes), std::align_val_t{kAlignmentBytes}, std::nothrow)));
     if (memory == nullptr) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no memory for a concatenated KV cache: the system refused ", new_bytes,
-                       " bytes"));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "no memory for a concatenated KV cache: the system refused ", new_bytes, " bytes"));
     }
     peak_bytes_ = std::max(peak_bytes_, bytes_ + new_bytes);
     for (int64_t head = 0; head < kv_heads_[layer] && old_head_bytes > 0; ++head) {

@@ -50,7 +50,7 @@ class ConcatCache {
  private:
   struct FreeAligned {
     void operator()(std::byte* memory) const {
-      ::operator delete(memory, std::align_val_t{kAlignmentBytes});
+      ::operator delete (memory, std::align_val_t{kAlignmentBytes});
     }
   };
   using Memory = std::unique_ptr<std::byte[], FreeAligned>;

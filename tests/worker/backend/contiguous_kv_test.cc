@@ -76,8 +76,7 @@ TEST(ContiguousKvTest, WhatDoesNotFitTheModelOrTheTokensIsAnInternalError) {
   batch.slices[0].contiguous = &few_pages;
   EXPECT_THAT(std::string(status_of(batch).message()), ::testing::HasSubstr("pages"));
 
-  EXPECT_EQ(status_of(BatchOf(cache, KvFormat::kBF16, tokens)).code(),
-            absl::StatusCode::kInternal);
+  EXPECT_EQ(status_of(BatchOf(cache, KvFormat::kBF16, tokens)).code(), absl::StatusCode::kInternal);
 }
 
 }  // namespace

@@ -23,8 +23,7 @@ KvLayout LayoutOf(size_t layer) {
 
 // The bytes of a page of a head, as the kernels find it (kernel_operations.h).
 std::byte* PageOf(const ConcatCache& cache, size_t layer, int64_t head, int64_t page) {
-  const KvPages kv =
-      cache.kv().PagesOf(static_cast<int64_t>(layer), head, LayoutOf(layer));
+  const KvPages kv = cache.kv().PagesOf(static_cast<int64_t>(layer), head, LayoutOf(layer));
   return kv.arena + kv.block_table[page / kv.pages_per_block] * kv.block_bytes + kv.offset +
          (page % kv.pages_per_block) * kv.page_stride;
 }
