@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -50,8 +49,8 @@ class EventLog {
   void DropThrough(uint64_t seq);
 
   // The sequence number of the newest event; 0 before the first.
-  uint64_t last_seq() const { return first_waiting_seq_ + waiting_.size() - 1; }
-  size_t waiting() const { return waiting_.size(); }
+  uint64_t last_seq() const { return first_waiting_seq_ + waiting_ - 1; }
+  size_t waiting() const { return waiting_; }
   // Keys of the holdings that wait.
   size_t waiting_keys() const { return waiting_keys_; }
   // How often events were dropped because too many waited.
@@ -60,9 +59,16 @@ class EventLog {
   std::span<const PoolDigest> digests() const { return digests_; }
 
  private:
+  Event& at(size_t i) { return ring_[(first_ + i) % ring_.size()]; }
+  void DropFirst(size_t count);
+
   const size_t max_waiting_;
   const size_t max_waiting_keys_;
-  std::deque<Event> waiting_;
+  // A ring that grows when it is full: in a worker whose events are taken, appending takes no
+  // memory.
+  std::vector<Event> ring_;
+  size_t first_ = 0;    // place of the oldest waiting event
+  size_t waiting_ = 0;  // from there on
   size_t waiting_keys_ = 0;
   uint64_t first_waiting_seq_ = 1;
   uint64_t overflows_ = 0;

@@ -5,16 +5,18 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
 #include "services/cli/commands.h"
+#include "services/cli/machine_facts.h"
 #include "services/cli/machine_limits.h"
 #include "services/cli/model_flags.h"
+#include "services/cli/model_work.h"
 #include "services/cli/sequence_runner.h"
 #include "worker/kernels/kernel_table.h"
+#include "worker/model/registry.h"
 
 namespace kvist::services {
 namespace {
@@ -52,6 +54,7 @@ struct BenchResult {
   Spread decode;   // of all sequences together
   MachineLimits limits;
   worker::ModelFacts model;
+  int64_t prefill_multiply_adds = 0;
   std::string kernels;
   std::string description;
   int threads = 0;
@@ -128,10 +131,11 @@ absl::StatusOr<BenchResult> Bench(const BenchFlags& flags) {
   SizeFor(sizes, &options);
   KVIST_ASSIGN_OR_RETURN(const auto backend, LoadBackend(*file, options));
   BenchResult result;
-  result.threads = flags.model.threads;
-  if (result.threads == 0) result.threads = static_cast<int>(std::thread::hardware_concurrency());
+  result.threads = ComputeThreads(flags.model);
   KVIST_ASSIGN_OR_RETURN(result.limits, MeasureLimits(result.threads, kernels->name));
   result.model = backend->model();
+  KVIST_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::ReadModelConfig(*file));
+  result.prefill_multiply_adds = PrefillMultiplyAdds(config, flags.prompt_tokens);
   result.kernels = std::string(kernels->name);
   result.description = backend->description();
   KVIST_RETURN_IF_ERROR(RunRounds(flags, *backend, *kernels, sizes, &result));
@@ -146,10 +150,19 @@ double DecodeShare(const BenchResult& result, int batch) {
          result.limits.memory_bandwidth_bytes_per_second;
 }
 
+// The share of the int8 peak that the prompt's multiply-adds take, attention included.
+double PrefillShare(const BenchResult& result, int64_t tokens) {
+  if (tokens == 0) return 0;
+  const double prompts = result.prefill.median / static_cast<double>(tokens);
+  return prompts * static_cast<double>(result.prefill_multiply_adds) /
+         result.limits.int8_macs_per_second;
+}
+
 int RunBenchEngine(const BenchFlags& flags) {
   const auto result = Bench(flags);
   if (!result.ok()) return ReportLocalError(result.status());
   const double share = DecodeShare(*result, flags.batch);
+  const double prefill_share = PrefillShare(*result, flags.prompt_tokens);
   if (flags.output == "json") {
     PrintJson(
         {{"prefill_tokens_per_second", result->prefill.median},
@@ -160,8 +173,9 @@ int RunBenchEngine(const BenchFlags& flags) {
           {{"memory_bandwidth_bytes_per_second", result->limits.memory_bandwidth_bytes_per_second},
            {"int8_macs_per_second", result->limits.int8_macs_per_second},
            {"weight_bytes", result->model.weight_bytes},
-           {"decode_share_of_bandwidth", share}}},
-         {"cpu", CpuName()},
+           {"decode_share_of_bandwidth", share},
+           {"prefill_share_of_int8_peak", prefill_share}}},
+         {"cpu", ReadMachineFacts().cpu},
          {"kernels", result->kernels},
          {"backend", result->description},
          {"model", result->model.name},
@@ -174,13 +188,14 @@ int RunBenchEngine(const BenchFlags& flags) {
          {"kv_format", flags.kv_format}});
     return kExitOk;
   }
-  std::printf("%s; %s, %d threads\n", CpuName().c_str(), result->kernels.c_str(), result->threads);
+  std::printf("%s; %s, %d threads\n", ReadMachineFacts().cpu.c_str(), result->kernels.c_str(),
+              result->threads);
   std::printf("limits     %.1f GB/s read, %.1f G int8 multiply-adds/s\n",
               result->limits.memory_bandwidth_bytes_per_second / 1e9,
               result->limits.int8_macs_per_second / 1e9);
-  std::printf("prefill    %.1f tok/s (%.1f to %.1f), %lld tokens\n", result->prefill.median,
-              result->prefill.min, result->prefill.max,
-              static_cast<long long>(flags.prompt_tokens));
+  std::printf("prefill    %.1f tok/s (%.1f to %.1f), %lld tokens; %.0f %% of the multiply-adds\n",
+              result->prefill.median, result->prefill.min, result->prefill.max,
+              static_cast<long long>(flags.prompt_tokens), 100 * prefill_share);
   std::printf(
       "decode     %.1f tok/s (%.1f to %.1f), %d sequences of %lld at depth %lld; "
       "weights alone take %.0f %% of the bandwidth\n",
@@ -191,13 +206,10 @@ int RunBenchEngine(const BenchFlags& flags) {
 
 }  // namespace
 
-void AddBench(CLI::App& app, Run* run) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure.");
-  bench->require_subcommand(1);
-  bench->footer("Examples:\n  kvist bench engine --model smollm2 --threads 2\n");
+void AddBenchEngine(CLI::App& bench, Run* run) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = AddCommand(
-      *bench, "engine", "Prefill and decode speed of a model, without services.",
+      bench, "engine", "Prefill and decode speed of a model, without services.",
       "  kvist bench engine --model smollm2 --threads 2 --prompt 512 --new 128\n"
       "  kvist bench engine --model gemma3 --batch 16 --prompt 128 --depth 2048 --output json\n",
       run, flags, &RunBenchEngine);

@@ -57,7 +57,7 @@ constexpr FieldOfFlag kFieldsOfFlags[] = {
     {"threads", "--threads"},
     {"weights", "--weights"},
     // GenerateRequest
-    {"cache.kind", "--cache"},
+    {"cache.allocation", "--cache"},
     {"cache.kv_format", "--kv-format"},
     {"model", "--model-name"},
     {"sampling.frequency_penalty", "--frequency-penalty"},

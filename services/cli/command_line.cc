@@ -43,6 +43,7 @@ int RunCommandLine(int argc, char** argv) {
   AddTokenize(app, &run);
   AddScore(app, &run);
   AddBench(app, &run);
+  AddDoctor(app, &run);
   AddCompletion(app, &run);
   AddVersion(app, &run);
   try {

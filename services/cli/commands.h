@@ -19,6 +19,9 @@ void AddBlocks(CLI::App& app, Run* run);
 void AddTokenize(CLI::App& app, Run* run);
 void AddScore(CLI::App& app, Run* run);
 void AddBench(CLI::App& app, Run* run);
+void AddBenchEngine(CLI::App& bench, Run* run);
+void AddBenchKvCache(CLI::App& bench, Run* run);
+void AddDoctor(CLI::App& app, Run* run);
 void AddCompletion(CLI::App& app, Run* run);
 void AddVersion(CLI::App& app, Run* run);
 

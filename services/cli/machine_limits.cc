@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <fstream>
 
 #include "common/base/clock.h"
 #include "common/base/status.h"
@@ -65,17 +64,6 @@ absl::StatusOr<MachineLimits> MeasureLimits(int threads, std::string_view kernel
         std::max(limits.int8_macs_per_second, static_cast<double>(done.load()) / seconds);
   }
   return limits;
-}
-
-std::string CpuName() {
-  std::ifstream info("/proc/cpuinfo");
-  std::string line;
-  while (std::getline(info, line)) {
-    if (!line.starts_with("model name")) continue;
-    const size_t colon = line.find(": ");
-    if (colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown";
 }
 
 }  // namespace kvist::services

@@ -2,7 +2,6 @@
 #ifndef KVIST_SERVICES_CLI_MACHINE_LIMITS_H_
 #define KVIST_SERVICES_CLI_MACHINE_LIMITS_H_
 
-#include <string>
 #include <string_view>
 
 #include "absl/status/statusor.h"
@@ -16,8 +15,6 @@ struct MachineLimits {
 
 // Measures for about half a second. Errors as ThreadTeam::Create and Arena::Create.
 absl::StatusOr<MachineLimits> MeasureLimits(int threads, std::string_view kernels);
-// As /proc/cpuinfo names it; "unknown" where it does not.
-std::string CpuName();
 
 }  // namespace kvist::services
 

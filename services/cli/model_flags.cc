@@ -52,8 +52,8 @@ class LoadProgress {
 
 }  // namespace
 
-void AddModelFlag(CLI::App* command, std::string* model) {
-  command
+CLI::Option* AddModelFlag(CLI::App* command, std::string* model) {
+  return command
       ->add_option("--model", *model,
                    "a GGUF file, or smollm2 or gemma3 (from the model folder under XDG_CACHE_HOME)")
       ->envname("KVIST_MODEL")
@@ -143,6 +143,10 @@ absl::StatusOr<worker::CpuBackendOptions> BackendOptions(const ModelFlags& flags
   return options;
 }
 
+int ComputeThreads(const ModelFlags& flags) {
+  return flags.threads != 0 ? flags.threads : worker::UsableCores();
+}
+
 absl::StatusOr<std::unique_ptr<worker::Backend>> LoadBackend(const gguf::File& file,
                                                              worker::CpuBackendOptions options) {
   options.progress = LoadProgress();
@@ -156,6 +160,15 @@ absl::StatusOr<std::unique_ptr<worker::Backend>> LoadBackend(const gguf::File& f
 absl::StatusOr<std::unique_ptr<const text::Tokenizer>> LoadTokenizer(const gguf::File& file) {
   KVIST_ASSIGN_OR_RETURN(text::Vocabulary vocabulary, text::ReadVocabulary(file));
   return text::Tokenizer::Create(std::move(vocabulary));
+}
+
+std::vector<int32_t> PromptIds(const text::Tokenizer& tokenizer, std::string_view text) {
+  std::vector<int32_t> ids = tokenizer.Encode(text, text::ControlTokens::kPlain);
+  const text::Vocabulary& vocabulary = tokenizer.vocabulary();
+  if (vocabulary.add_bos && vocabulary.bos_id.has_value()) {
+    ids.insert(ids.begin(), *vocabulary.bos_id);
+  }
+  return ids;
 }
 
 }  // namespace kvist::services

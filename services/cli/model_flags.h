@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -28,8 +29,8 @@ struct ModelFlags {
   int64_t max_batch_tokens = 512;
 };
 
-// --model, KVIST_MODEL.
-void AddModelFlag(CLI::App* command, std::string* model);
+// --model, KVIST_MODEL; required unless the caller changes that.
+CLI::Option* AddModelFlag(CLI::App* command, std::string* model);
 // --threads, --kernels, --weights.
 void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
@@ -42,10 +43,15 @@ absl::StatusOr<std::unique_ptr<const gguf::File>> OpenModel(const std::string& m
 // INVALID_ARGUMENT naming the flag.
 absl::StatusOr<worker::CpuBackendOptions> BackendOptions(const ModelFlags& flags);
 
+// What --threads comes to: itself, or one per core that this process may use.
+int ComputeThreads(const ModelFlags& flags);
+
 // Loads with progress on stderr, if that is a terminal in place, else a line per tenth.
 absl::StatusOr<std::unique_ptr<worker::Backend>> LoadBackend(const gguf::File& file,
                                                              worker::CpuBackendOptions options);
 absl::StatusOr<std::unique_ptr<const text::Tokenizer>> LoadTokenizer(const gguf::File& file);
+// The ids of a plain text, BOS first where the model asks for it.
+std::vector<int32_t> PromptIds(const text::Tokenizer& tokenizer, std::string_view text);
 
 }  // namespace kvist::services
 

@@ -89,7 +89,7 @@ TurnSaved SessionTurn::End(const Outcome& outcome, MonotonicTime until) {
 void SessionTurn::LeaveOpen() {
   ours_to_discard_ = false;
   // One try: without it the turn has what is left of its lease, two thirds or more.
-  manager_->RenewTurn(session_id_, turn_id_, kLease).IgnoreError();
+  manager_->RenewTurn(session_, turn_, kLease).IgnoreError();
 }
 
 }  // namespace kvist::services

@@ -63,6 +63,8 @@ constexpr MetricDescription kAll[] = {
      "Blocks that left a tier, by cause."},
     {kWorker, kGauge, "kvist_blocks", "blocks", "worker,pool,state,tier",
      "Blocks of each pool by state and tier."},
+    {kWorker, kGauge, "kvist_memory_bytes", "bytes", "worker,part",
+     "Memory taken at the start, by what it is for."},
     {kWorker, kGauge, "kvist_manager_connected", "streams", "worker",
      "1 while the stream to the cache manager is up."},
     {kCacheManager, kGauge, "kvist_mirror_confidence", "level", "worker",
@@ -188,6 +190,7 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
       evictions_total(Counters(registry, KVIST_ROW("evictions_total"), "cause", kCauseLabels,
                                {{"worker", id}})),
       blocks(GaugeFamily(registry, KVIST_ROW("blocks"))),
+      memory_bytes(GaugeFamily(registry, KVIST_ROW("memory_bytes"))),
       manager_connected(Gauge(registry, KVIST_ROW("manager_connected"), {{"worker", id}})),
       worker_id(id) {}
 

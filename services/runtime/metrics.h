@@ -77,8 +77,9 @@ struct WorkerMetrics {
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;
   std::array<prometheus::Counter*, kAllocations> cache_requests_total;
   std::array<prometheus::Counter*, kEvictionCauses> evictions_total;
-  prometheus::Family<prometheus::Gauge>& blocks;  // labels: BlockLabels
-  prometheus::Gauge& manager_connected;           // 1 while the stream to the manager is up
+  prometheus::Family<prometheus::Gauge>& blocks;        // labels: BlockLabels
+  prometheus::Family<prometheus::Gauge>& memory_bytes;  // labels: worker, part
+  prometheus::Gauge& manager_connected;                 // 1 while the stream to the manager is up
 
   // Labels of `blocks`; state is one of "free", "reserved", "active", "cached", "moving".
   std::map<std::string, std::string> BlockLabels(std::string_view pool, std::string_view state,

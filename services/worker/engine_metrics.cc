@@ -19,6 +19,10 @@ void Raise(prometheus::Counter& counter, uint64_t from, uint64_t to) {
 
 EngineMetrics::EngineMetrics(const worker::Backend& backend, WorkerMetrics* metrics)
     : metrics_(metrics) {
+  for (const worker::MemoryPart& part : backend.memory()) {
+    metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", part.name}})
+        .Set(static_cast<double>(part.bytes));
+  }
   for (const worker::PoolSpec& pool : backend.pools()) {
     const std::string name =
         absl::StrCat(pool.group, "/", ToAbsl(worker::KvFormatName(pool.format)));

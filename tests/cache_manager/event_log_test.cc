@@ -1,5 +1,9 @@
 #include "cache_manager/event_log.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <random>
+
 #include "gtest/gtest.h"
 
 namespace kvist::cache_manager {
@@ -78,6 +82,34 @@ TEST(EventLogTest, DropThroughKeepsLaterEvents) {
   log.DropThrough(3);
   log.DropThrough(100);
   EXPECT_EQ(log.last_seq(), 5u);
+}
+
+TEST(EventLogTest, EventsKeepTheirOrderWhereverTheRingBegins) {
+  EventLog log({});
+  std::mt19937 random(1);
+  uint64_t appended = 0;
+  uint64_t taken = 0;
+  // It wraps around, and it grows when it has wrapped.
+  for (int round = 0; round < 200; ++round) {
+    for (uint64_t n = random() % 200; n > 0; --n) {
+      BlockStored event;
+      event.pool = static_cast<PoolIndex>(++appended % 1000);
+      log.Append(event);
+    }
+    if (round % 3 == 0) {
+      const uint64_t seq = taken + random() % 50;
+      log.DropThrough(seq);
+      taken = std::max(taken, std::min(seq, appended));
+    }
+    const EventRun run = log.TakeBatch(random() % 150);
+    ASSERT_EQ(run.first_seq, taken + 1);
+    for (const Event& event : run.events) {
+      ASSERT_EQ(std::get<BlockStored>(event).pool, ++taken % 1000);
+    }
+    ASSERT_EQ(log.waiting(), appended - taken);
+    ASSERT_EQ(log.last_seq(), appended);
+  }
+  EXPECT_GT(log.waiting(), 1024u);
 }
 
 TEST(DigestTest, TiersKeysAndHoldingsAreToldApart) {

@@ -95,6 +95,7 @@ HashBackend::HashBackend(const HashBackendOptions& options,
                         .block_tokens = options.block_tokens});
       arenas_.emplace_back(static_cast<size_t>(options.num_blocks * options.block_tokens),
                            0xDEADBEEFCAFEF00DULL);
+      kv_bytes_ += pools_.back().num_blocks * pools_.back().block_bytes;
     }
   }
   logits_.resize(static_cast<size_t>(options.max_logit_rows * options.vocab));

@@ -65,6 +65,7 @@ class HashBackend final : public Backend {
   const std::vector<PoolSpec>& pools() const override { return pools_; }
   std::string numerics_id() const override { return "hash/1"; }
   std::string description() const override { return "hash of tokens, for tests"; }
+  std::vector<MemoryPart> memory() const override { return {{"kv", kv_bytes_}}; }
   absl::StatusOr<Logits> Run(const Batch& batch) override;
   int64_t max_batch_tokens() const override { return options_.max_batch_tokens; }
   int64_t max_logit_rows() const override { return options_.max_logit_rows; }
@@ -83,6 +84,7 @@ class HashBackend final : public Backend {
   ModelFacts facts_;
   std::vector<PoolSpec> pools_;
   std::vector<std::vector<uint64_t>> arenas_;  // by pool: [block][position in the block]
+  int64_t kv_bytes_ = 0;
   std::vector<float> logits_;
 };
 

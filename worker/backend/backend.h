@@ -39,6 +39,12 @@ struct PoolSpec {
   int32_t block_tokens = 16;
 };
 
+// A part of the memory that a backend holds.
+struct MemoryPart {
+  const char* name = "";  // "weights", "kv", ...: the label of the metric kvist_memory_bytes
+  int64_t bytes = 0;      // of the system's memory, in whole pages
+};
+
 // Single-threaded: one caller at a time (the engine's loop); it may use threads of its own inside.
 class Backend {
  public:
@@ -52,6 +58,9 @@ class Backend {
   virtual std::string numerics_id() const = 0;
   // The path in use, for logs and metrics: "cpu/avx2, 2 threads, huge pages".
   virtual std::string description() const = 0;
+  // All memory that grows with the model or the options, every byte in one part: it was taken when
+  // the backend was made, and nothing is taken later. Constant.
+  virtual std::vector<MemoryPart> memory() const = 0;
 
   // Runs the batch: writes the KV of all its tokens into their blocks and computes the wanted
   // logits. The same bits for a token whatever else is in the batch and however its sequence was

@@ -11,6 +11,8 @@
 
 namespace kvist::worker {
 
+struct ContiguousKv;
+
 // Consecutive tokens of one sequence: a chunk of prefill, or one token of decode. Spans point into
 // the engine's sequences and stay valid during the step.
 struct SequenceSlice {
@@ -21,6 +23,9 @@ struct SequenceSlice {
   // Per layer group: the physical block of each logical block that covers positions [0,
   // first_position + n). -1 where the window has passed and the block was given up.
   std::vector<std::span<const int32_t>> block_tables;
+  // Set: the KV is here and not in the pools, and there are no block tables. For the baseline of
+  // `kvist bench kv-cache` (worker/kv/concat_cache.h) alone.
+  const ContiguousKv* contiguous = nullptr;
   int64_t logits_from = 0;  // logits wanted for tokens[logits_from, n); n: none
 };
 

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/int_math.h"
 #include "common/base/status.h"
+#include "worker/kv/concat_cache.h"
 
 namespace kvist::worker {
 namespace {
@@ -62,6 +63,34 @@ absl::Status CheckWrites(size_t index, const SequenceSlice& slice, int64_t end,
   return absl::OkStatus();
 }
 
+absl::Status FormatError(size_t index, KvFormat format) {
+  return SliceError(index, absl::StrCat("KV format ", static_cast<int>(format), " is not served"));
+}
+
+// Its pages have the layout of the pools' format.
+absl::Status CheckContiguous(size_t index, const SequenceSlice& slice,
+                             const std::vector<LayerGroup>& groups,
+                             const std::vector<PoolSpec>& pools) {
+  size_t layers = 0;
+  for (size_t group = 0; group < groups.size(); ++group) {
+    layers += groups[group].layers.size();
+    if (FindPool(pools, group, slice.kv_format) == nullptr) {
+      return FormatError(index, slice.kv_format);
+    }
+  }
+  const ContiguousKv& kv = *slice.contiguous;
+  if (kv.layers.size() != layers) {
+    return SliceError(
+        index, absl::StrCat("contiguous KV of ", kv.layers.size(), " layers, not of ", layers));
+  }
+  const int64_t end = slice.first_position + static_cast<int64_t>(slice.tokens.size());
+  if (kv.pages * kPageTokens < end) {
+    return SliceError(index, absl::StrCat("contiguous KV of ", kv.pages, " pages does not hold ",
+                                          end, " tokens"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLimits& limits,
                         const std::vector<LayerGroup>& groups, const std::vector<PoolSpec>& pools,
                         BlockWriters& writers) {
@@ -85,16 +114,14 @@ absl::Status CheckSlice(size_t index, const SequenceSlice& slice, const BatchLim
       !span.ok()) {
     return SliceError(index, std::string(span.message()));
   }
+  if (slice.contiguous != nullptr) return CheckContiguous(index, slice, groups, pools);
   if (slice.block_tables.size() != groups.size()) {
     return SliceError(index, absl::StrCat(slice.block_tables.size(), " block tables for ",
                                           groups.size(), " layer groups"));
   }
   for (size_t group = 0; group < groups.size(); ++group) {
     const PoolSpec* pool = FindPool(pools, group, slice.kv_format);
-    if (pool == nullptr) {
-      return SliceError(
-          index, absl::StrCat("KV format ", static_cast<int>(slice.kv_format), " is not served"));
-    }
+    if (pool == nullptr) return FormatError(index, slice.kv_format);
     const std::span<const int32_t> table = slice.block_tables[group];
     KVIST_RETURN_IF_ERROR(CheckTable(index, slice, groups[group], *pool, table));
     KVIST_RETURN_IF_ERROR(CheckWrites(index, slice, slice.first_position + count, *pool,

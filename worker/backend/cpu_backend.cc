@@ -31,8 +31,6 @@ constexpr std::string_view kNameKey = "general.name";
 // Raised whenever the bits of logits or of KV pages change for the same file.
 constexpr int kRecipeVersion = 1;
 constexpr int64_t kMaxBatchTokens = 65536;
-// Without kv_bytes: enough for 64k blocks, a few GB; more must be asked for.
-constexpr int64_t kMaxDefaultKvBlocks = 65536;
 
 // The caller's floating-point environment, restored at the end: flushing denormals is for the
 // kernels, not for whoever calls.
@@ -49,13 +47,6 @@ class FloatEnvironmentScope {
  private:
   std::fenv_t saved_;
 };
-
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::clamp(CPU_COUNT(&set), 1, kMaxTeamThreads);
-}
 
 absl::Status CheckRange(std::string_view field, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
@@ -96,6 +87,24 @@ class CpuBackend final : public Backend {
     return absl::StrCat("cpu/", ToAbsl(kernels->name), ", ", team->size(),
                         team->size() == 1 ? " thread" : " threads",
                         weights->arena.huge_pages() ? ", huge pages" : "");
+  }
+
+  std::vector<MemoryPart> memory() const override {
+    const TransformerMemory work = transformer->memory();
+    return {
+        // Packed matrices, norms, biases; rows of the embedding where it is not the output matrix.
+        {"weights", weights->arena.taken_bytes()},
+        // Context x pairs cosines and sines, for layers that see everything and for windowed ones.
+        {"rope", rope.taken_bytes() + windowed_rope.taken_bytes()},
+        // Blocks of every pool: all that sequences and the prefix cache can ever hold.
+        {"kv", kv_pools.taken_bytes()},
+        // Rows of a pass: residual stream, q, k, v, feed-forward, their quantised forms.
+        {"activations", work.activations_bytes},
+        // Scores and partial outputs of one piece of attention, for each thread.
+        {"attention", work.attention_bytes},
+        // Rows of logits x vocabulary, and the normed rows that they come from.
+        {"logits", work.logits_bytes},
+    };
   }
 
   absl::StatusOr<Logits> Run(const Batch& batch) override {
@@ -209,7 +218,7 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
   const std::vector<LayerGroup>& groups = backend.facts.groups;
   if (plan.kv_bytes == 0 && plan.blocks_per_pool == 0) {
     KVIST_ASSIGN_OR_RETURN(const int64_t available, MemoryAvailableBytes());
-    plan.kv_bytes = std::min(available / 4, KvBytesOf(groups, plan, kMaxDefaultKvBlocks));
+    plan.kv_bytes = DefaultKvBytes(groups, plan, available);
   }
   KVIST_ASSIGN_OR_RETURN(std::vector<PoolSpec> specs, PlanKvPools(groups, plan));
   KVIST_ASSIGN_OR_RETURN(backend.kv_pools, KvPools::Create(groups, std::move(specs)));
@@ -218,6 +227,13 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
 }
 
 }  // namespace
+
+int UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::clamp(CPU_COUNT(&set), 1, kMaxTeamThreads);
+}
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file,
                                                           const CpuBackendOptions& options) {

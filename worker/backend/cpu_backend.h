@@ -35,6 +35,9 @@ struct CpuBackendOptions {
 };
 inline constexpr int64_t kDefaultContextTokens = 8192;
 
+// The threads of CpuBackendOptions::threads = 0: cores that this process may use, at least 1.
+int UsableCores();
+
 // Loads the model of `file` (which may be closed afterwards). INVALID_ARGUMENT naming the option,
 // the metadata key or the tensor for anything wrong: unknown architecture, missing, extra or
 // misshapen tensors. RESOURCE_EXHAUSTED if memory cannot be had.

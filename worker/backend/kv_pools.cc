@@ -14,6 +14,7 @@ namespace {
 
 // What the manager takes of one pool: a worker with more would never be welcomed.
 constexpr int64_t kMaxPoolBlocks = cache_manager::kMaxBlocksPerPool;
+constexpr int64_t kMaxDefaultKvBlocks = 65536;
 
 // Tokens of `group` that one sequence needs at its longest.
 int64_t LeastTokens(const LayerGroup& group, const KvPoolsOptions& options) {
@@ -95,6 +96,11 @@ int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& o
   return bytes;
 }
 
+int64_t DefaultKvBytes(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
+                       int64_t available_bytes) {
+  return std::min(available_bytes / 4, KvBytesOf(groups, options, kMaxDefaultKvBlocks));
+}
+
 absl::StatusOr<KvPools> KvPools::Create(const std::vector<LayerGroup>& groups,
                                         std::vector<PoolSpec> specs) {
   KvPools pools;
@@ -115,6 +121,12 @@ int32_t KvPools::Find(int32_t group, KvFormat format) const {
       return static_cast<int32_t>(pool);
   }
   return -1;
+}
+
+int64_t KvPools::taken_bytes() const {
+  int64_t bytes = 0;
+  for (const Arena& arena : arenas_) bytes += arena.taken_bytes();
+  return bytes;
 }
 
 std::span<std::byte> KvPools::Block(int32_t pool, int32_t block) const {

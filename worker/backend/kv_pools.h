@@ -42,6 +42,11 @@ absl::StatusOr<std::vector<PoolSpec>> PlanKvPools(const std::vector<LayerGroup>&
 int64_t KvBytesOf(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
                   int64_t blocks);
 
+// kv_bytes where nobody chose: a quarter of `available_bytes` of memory, but no more than pools of
+// 65,536 blocks, a few GB; more must be asked for.
+int64_t DefaultKvBytes(const std::vector<LayerGroup>& groups, const KvPoolsOptions& options,
+                       int64_t available_bytes);
+
 // Owns the pools' arenas. Thread-compatible; blocks are written by many threads at once only at
 // different places.
 class KvPools {
@@ -55,6 +60,7 @@ class KvPools {
   int32_t Find(int32_t group, KvFormat format) const;
   const KvLayout& layout(int32_t pool) const { return layouts_[static_cast<size_t>(pool)]; }
   std::byte* arena(int32_t pool) const { return arenas_[static_cast<size_t>(pool)].data(); }
+  int64_t taken_bytes() const;  // of all arenas
   // The bytes of a block. REQUIRES: valid indices.
   std::span<std::byte> Block(int32_t pool, int32_t block) const;
 

@@ -17,6 +17,7 @@ class QuantizedBuffer {
   absl::Status Allocate(int64_t rows, int64_t cols);
   // The part that begins at (row, col). REQUIRES: col % 64 == 0, which keeps rows aligned.
   QuantizedRows At(int64_t row, int64_t col) const;
+  int64_t taken_bytes() const;
 
  private:
   Buffer<int8_t> q_;

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "common/base/int_math.h"
+#include "worker/kv/concat_cache.h"
 
 namespace kvist::worker {
 namespace {
@@ -252,6 +253,9 @@ KvPages Transformer::PagesOf(const Segment& segment, int64_t layer, int64_t kv_h
   const int32_t group = group_of_layer_[static_cast<size_t>(layer)];
   const int32_t pool = parts_.pools->Find(group, segment.slice->kv_format);
   const KvLayout& layout = parts_.pools->layout(pool);
+  if (segment.slice->contiguous != nullptr) {
+    return segment.slice->contiguous->PagesOf(layer, kv_head, layout);
+  }
   return {.format = layout.format(),
           .arena = parts_.pools->arena(pool),
           .block_table = segment.slice->block_tables[static_cast<size_t>(group)].data(),

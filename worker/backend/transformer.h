@@ -49,6 +49,13 @@ struct TransformerParts {
   const RopeTable* windowed_rope = nullptr;  // layers with a window
 };
 
+// What a Transformer has taken, in bytes of whole pages.
+struct TransformerMemory {
+  int64_t activations_bytes = 0;  // rows of a pass, shared and per member
+  int64_t attention_bytes = 0;    // per member
+  int64_t logits_bytes = 0;       // with the rows that they are computed from
+};
+
 // Runs checked batches. Everything it needs is taken in Create; Run allocates nothing.
 // Single-threaded: one caller of Run at a time, which works as member 0 of the team.
 class Transformer {
@@ -59,6 +66,9 @@ class Transformer {
 
   // As Backend::Run. REQUIRES: CheckBatch(batch) was OK.
   Logits Run(const Batch& batch);
+
+  // Of every buffer below.
+  TransformerMemory memory() const;
 
  private:
   // A run of tokens of one slice in the pass: rows [row, row + count) are its tokens [begin, begin

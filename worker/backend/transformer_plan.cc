@@ -103,6 +103,22 @@ absl::Status Transformer::TakeMemory(int64_t max_logit_rows) {
   return absl::OkStatus();
 }
 
+TransformerMemory Transformer::memory() const {
+  TransformerMemory memory;
+  memory.activations_bytes = stream_.taken_bytes() + normed_.taken_bytes() +
+                             quantized_.taken_bytes() + qkv_.taken_bytes() +
+                             attended_.taken_bytes() + branch_.taken_bytes() +
+                             gated_.taken_bytes() + gated_quantized_.taken_bytes();
+  memory.attention_bytes = partials_.taken_bytes();
+  for (const auto& scratch : scratch_) {
+    memory.activations_bytes += scratch->gate.taken_bytes() + scratch->up.taken_bytes();
+    memory.attention_bytes += scratch->attention.taken_bytes();
+  }
+  memory.logits_bytes =
+      wanted_.taken_bytes() + wanted_quantized_.taken_bytes() + logits_.taken_bytes();
+  return memory;
+}
+
 void Transformer::PlanPass(const Batch& batch, size_t* slice, int64_t* token) {
   segments_.clear();
   row_facts_.clear();

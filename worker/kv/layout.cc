@@ -36,6 +36,12 @@ absl::StatusOr<KvFormat> KvFormatFromName(std::string_view name) {
                       absl::StrCat("unknown format \"", ToAbsl(name), "\"; known: ", names));
 }
 
+std::vector<KvFormat> KnownKvFormats() {
+  std::vector<KvFormat> formats;
+  for (const FormatRow& row : kFormats) formats.push_back(row.format);
+  return formats;
+}
+
 std::string_view KvFormatName(KvFormat format) { return RowOf(format).name; }
 
 absl::Status CheckHeadDim(KvFormat format, int64_t head_dim) {

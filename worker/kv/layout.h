@@ -20,6 +20,8 @@ absl::StatusOr<KvFormat> KvFormatFromName(std::string_view name);
 std::string_view KvFormatName(KvFormat format);
 // INVALID_ARGUMENT naming the format and the head size if the format cannot hold such heads.
 absl::Status CheckHeadDim(KvFormat format, int64_t head_dim);
+// All formats, in the order of their names above.
+std::vector<KvFormat> KnownKvFormats();
 
 // Layers with equal attention span and head geometry: they share block tables.
 struct LayerGroup {

@@ -22,6 +22,7 @@ class RopeTable {
 
   const float* Cosines(int64_t position) const { return values_.data() + 2 * position * pairs_; }
   const float* Sines(int64_t position) const { return Cosines(position) + pairs_; }
+  int64_t taken_bytes() const { return values_.taken_bytes(); }
 
  private:
   int64_t pairs_ = 0;

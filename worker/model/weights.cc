@@ -156,6 +156,42 @@ absl::Status CheckEmbedding(const gguf::TensorInfo& tensor, const ModelConfig& c
                     tensor);
 }
 
+// All of a model's tensors with their places. Points into the file and into the Weights that the
+// specs fill.
+struct WeightPlan {
+  TensorList list;
+  std::vector<Placement> placements;
+  const gguf::TensorInfo* embedding = nullptr;
+  bool tied = false;  // the embedding is the output matrix
+  int64_t packed_bytes = 0;
+  WeightSizes sizes;
+};
+
+absl::StatusOr<WeightPlan> MakePlan(const gguf::File& file, const ModelConfig& config,
+                                    WeightMode mode, Weights& to) {
+  WeightPlan plan;
+  KVIST_ASSIGN_OR_RETURN(const Architecture* architecture, FindArchitecture(file));
+  plan.embedding = file.FindTensor(kEmbeddingName);
+  if (plan.embedding == nullptr) return TensorError(std::string(kEmbeddingName), "missing");
+  KVIST_RETURN_IF_ERROR(CheckEmbedding(*plan.embedding, config));
+  to.layers.resize(static_cast<size_t>(config.layers));
+  plan.tied = file.FindTensor(kOutputName) == nullptr;
+  plan.list = ListTensors(*architecture, config, plan.tied, to);
+  KVIST_ASSIGN_OR_RETURN(plan.placements, PlaceTensors(file, plan.list, mode));
+  for (const Placement& placement : plan.placements) {
+    plan.sizes.step_bytes += placement.bytes;
+    plan.sizes.parameters += placement.spec->rows * placement.spec->cols;
+  }
+  plan.packed_bytes =
+      plan.placements.back().offset + RoundUp(plan.placements.back().bytes, kAlignmentBytes);
+  plan.sizes.arena_bytes = plan.packed_bytes;
+  if (!plan.tied) {
+    plan.sizes.arena_bytes += static_cast<int64_t>(plan.embedding->data.size());
+    plan.sizes.parameters += config.embedding_rows * config.hidden;
+  }
+  return plan;
+}
+
 }  // namespace
 
 void Embedding::Row(int64_t id, std::span<float> out) const {
@@ -179,25 +215,22 @@ std::string LayerTensorName(int64_t layer, std::string_view suffix) {
   return absl::StrCat("blk.", layer, ".", ToAbsl(suffix));
 }
 
+absl::StatusOr<WeightSizes> PlanWeights(const gguf::File& file, const ModelConfig& config,
+                                        WeightMode mode) {
+  Weights unused;
+  KVIST_ASSIGN_OR_RETURN(const WeightPlan plan, MakePlan(file, config, mode, unused));
+  return plan.sizes;
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
                                                      const ModelConfig& config,
                                                      ParallelFor parallel_for,
                                                      const LoadOptions& options) {
-  KVIST_ASSIGN_OR_RETURN(const Architecture* architecture, FindArchitecture(file));
-  const gguf::TensorInfo* embedding = file.FindTensor(kEmbeddingName);
-  if (embedding == nullptr) return TensorError(std::string(kEmbeddingName), "missing");
-  KVIST_RETURN_IF_ERROR(CheckEmbedding(*embedding, config));
   auto weights = std::make_unique<Weights>();
-  weights->layers.resize(static_cast<size_t>(config.layers));
-  const bool tied = file.FindTensor(kOutputName) == nullptr;
-  const TensorList list = ListTensors(*architecture, config, tied, *weights);
-  KVIST_ASSIGN_OR_RETURN(const std::vector<Placement> placements,
-                         PlaceTensors(file, list, options.mode));
-
-  const int64_t packed_bytes =
-      placements.back().offset + RoundUp(placements.back().bytes, kAlignmentBytes);
-  const int64_t embedding_bytes = tied ? 0 : static_cast<int64_t>(embedding->data.size());
-  KVIST_ASSIGN_OR_RETURN(weights->arena, Arena::Create(packed_bytes + embedding_bytes, "weights"));
+  KVIST_ASSIGN_OR_RETURN(const WeightPlan plan, MakePlan(file, config, options.mode, *weights));
+  weights->parameters = plan.sizes.parameters;
+  weights->step_bytes = plan.sizes.step_bytes;
+  KVIST_ASSIGN_OR_RETURN(weights->arena, Arena::Create(plan.sizes.arena_bytes, "weights"));
 
   int64_t file_bytes = 0;
   for (const gguf::TensorInfo& tensor : file.tensors())
@@ -207,7 +240,7 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
     const int64_t of_tensor = static_cast<int64_t>(part * static_cast<double>(tensor.data.size()));
     if (options.progress) options.progress(done_bytes + of_tensor, file_bytes);
   };
-  for (const Placement& placement : placements) {
+  for (const Placement& placement : plan.placements) {
     std::byte* at = weights->arena.data() + placement.offset;
     if (placement.spec->matrix != nullptr) {
       FillMatrix(placement, at, parallel_for,
@@ -217,20 +250,18 @@ absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const gguf::File& file,
       report(*placement.tensor, 1.0);
     }
     done_bytes += static_cast<int64_t>(placement.tensor->data.size());
-    weights->step_bytes += placement.bytes;
-    weights->parameters += placement.spec->rows * placement.spec->cols;
   }
   Embedding& rows = weights->embedding;
-  if (tied) {
+  if (plan.tied) {
     rows.packed = weights->output;
   } else {
-    std::byte* at = weights->arena.data() + packed_bytes;
-    std::memcpy(at, embedding->data.data(), embedding->data.size());
-    rows.type = embedding->type;
-    rows.row_bytes = embedding_bytes / config.embedding_rows;
+    const std::span<const std::byte> stored = plan.embedding->data;
+    std::byte* at = weights->arena.data() + plan.packed_bytes;
+    std::memcpy(at, stored.data(), stored.size());
+    rows.type = plan.embedding->type;
+    rows.row_bytes = static_cast<int64_t>(stored.size()) / config.embedding_rows;
     rows.rows = at;
-    weights->parameters += config.embedding_rows * config.hidden;
-    report(*embedding, 1.0);
+    report(*plan.embedding, 1.0);
   }
   return weights;
 }

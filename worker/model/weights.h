@@ -101,6 +101,16 @@ std::string LayerTensorName(int64_t layer, std::string_view suffix);
 // done.
 using ParallelFor = absl::FunctionRef<void(int64_t count, absl::FunctionRef<void(int64_t)> body)>;
 
+// What the weights of a model come to before any is loaded; as the members of Weights.
+struct WeightSizes {
+  int64_t parameters = 0;
+  int64_t step_bytes = 0;
+  int64_t arena_bytes = 0;
+};
+// Errors as LoadWeights, memory apart.
+absl::StatusOr<WeightSizes> PlanWeights(const gguf::File& file, const ModelConfig& config,
+                                        WeightMode mode);
+
 struct LoadOptions {
   WeightMode mode = WeightMode::kNative;
   // Called on the calling thread with (bytes of the file done, bytes in all).

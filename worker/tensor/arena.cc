@@ -32,19 +32,25 @@ absl::StatusOr<Arena> Arena::Create(int64_t bytes, std::string_view purpose) {
   const size_t size = static_cast<size_t>(bytes);
   const bool huge = size >= kHugePageBytes;
   const size_t alignment = huge ? kHugePageBytes : kPageBytes;
-  const size_t mapped = RoundUp(size, alignment) + (huge ? kHugePageBytes : 0);
+  const size_t taken = RoundUp(size, alignment);
+  const size_t mapped = taken + alignment - kPageBytes;
   void* mapping = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapping == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for ", ToAbsl(purpose), ": the system refused ", bytes, " bytes"));
   }
-  arena.mapping_ = mapping;
-  arena.mapping_bytes_ = mapped;
-  const uintptr_t begin = RoundUp(reinterpret_cast<uintptr_t>(mapping), uintptr_t{alignment});
+  // What lies around the aligned part goes back at once.
+  const uintptr_t start = reinterpret_cast<uintptr_t>(mapping);
+  const uintptr_t begin = RoundUp(start, uintptr_t{alignment});
+  const size_t before = begin - start;
+  const size_t after = mapped - before - taken;
+  if (before > 0) munmap(mapping, before);
+  if (after > 0) munmap(reinterpret_cast<void*>(begin + taken), after);
   arena.data_ = reinterpret_cast<std::byte*>(begin);
   arena.size_bytes_ = bytes;
+  arena.taken_bytes_ = static_cast<int64_t>(taken);
   if (huge) {
-    const bool asked = madvise(arena.data_, RoundUp(size, kHugePageBytes), MADV_HUGEPAGE) == 0;
+    const bool asked = madvise(arena.data_, taken, MADV_HUGEPAGE) == 0;
     arena.huge_pages_ = asked && SystemAllowsHugePages();
   }
   return arena;
@@ -55,16 +61,15 @@ Arena& Arena::operator=(Arena&& other) noexcept {
     Release();
     data_ = std::exchange(other.data_, nullptr);
     size_bytes_ = std::exchange(other.size_bytes_, 0);
+    taken_bytes_ = std::exchange(other.taken_bytes_, 0);
     huge_pages_ = std::exchange(other.huge_pages_, false);
-    mapping_ = std::exchange(other.mapping_, nullptr);
-    mapping_bytes_ = std::exchange(other.mapping_bytes_, 0);
   }
   return *this;
 }
 
 void Arena::Release() {
-  if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
-  mapping_ = nullptr;
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(taken_bytes_));
+  data_ = nullptr;
 }
 
 }  // namespace kvist::worker

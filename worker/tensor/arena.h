@@ -27,6 +27,8 @@ class Arena {
 
   std::byte* data() const { return data_; }  // 64-byte aligned; nullptr when empty
   int64_t size_bytes() const { return size_bytes_; }
+  // What it takes of the system's memory once touched: size_bytes, in whole pages.
+  int64_t taken_bytes() const { return taken_bytes_; }
   // Whether the system was asked for huge pages and does not refuse them.
   bool huge_pages() const { return huge_pages_; }
 
@@ -35,9 +37,8 @@ class Arena {
 
   std::byte* data_ = nullptr;
   int64_t size_bytes_ = 0;
+  int64_t taken_bytes_ = 0;  // of the mapping, which begins at data_
   bool huge_pages_ = false;
-  void* mapping_ = nullptr;
-  size_t mapping_bytes_ = 0;
 };
 
 // An array of `count` zeroed values of a plain type in an arena of its own, 64-byte aligned.
@@ -58,6 +59,7 @@ class Buffer {
   }
   T* data() const { return reinterpret_cast<T*>(arena_.data()); }
   int64_t size() const { return arena_.size_bytes() / static_cast<int64_t>(sizeof(T)); }
+  int64_t taken_bytes() const { return arena_.taken_bytes(); }
 
  private:
   Arena arena_;

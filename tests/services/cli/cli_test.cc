@@ -209,9 +209,44 @@ TEST_F(CliTest, BenchEngineHasTheMembersOfTheContract) {
               "4", "--batch", "2", "--depth", "16", "--rounds", "2"});
   ExpectMembers(
       result, {"prefill_tokens_per_second", "decode_tokens_per_second", "limit", "cpu", "kernels"});
-  ExpectMembers(result["limit"], {"memory_bandwidth_bytes_per_second", "int8_macs_per_second"});
+  ExpectMembers(result["limit"], {"memory_bandwidth_bytes_per_second", "int8_macs_per_second",
+                                  "decode_share_of_bandwidth", "prefill_share_of_int8_peak"});
   EXPECT_GT(result["decode_tokens_per_second"].get<double>(), 0);
   EXPECT_LE(result["prefill"]["min"].get<double>(), result["prefill"]["max"].get<double>());
+}
+
+TEST_F(CliTest, BenchKvCacheHasTheMembersOfTheContract) {
+  const json result = JsonOf({"bench", "kv-cache", "--model", "smollm2", "--threads", "1", "--runs",
+                              "2", "--new", "1,20"});
+  ExpectMembers(result, {"rows", "cpu", "kernels", "threads", "prompt"});
+  ASSERT_EQ(result["rows"].size(), 8u);
+  for (const json& row : result["rows"]) {
+    ExpectMembers(row, {"cache", "new_tokens", "mean_s", "std_s", "kv_bytes", "peak_bytes"});
+    EXPECT_EQ(row["runs"], 2) << row;
+    EXPECT_GT(row["mean_s"].get<double>(), 0) << row;
+    EXPECT_GE(row["peak_bytes"].get<int64_t>(), row["kv_bytes"].get<int64_t>()) << row;
+  }
+  const Result text = Kvist({"bench", "kv-cache", "--model", "smollm2", "--threads", "1", "--runs",
+                             "2", "--new", "1,20", "--budget-seconds", "0.000001"});
+  EXPECT_EQ(text.exit_code, 0) << text.errors;
+  EXPECT_NE(text.output.find("1 *"), std::string::npos) << text.output;
+  EXPECT_NE(text.output.find("|#"), std::string::npos) << text.output;
+  EXPECT_NE(text.errors.find("run 1 of 2"), std::string::npos) << text.errors;
+}
+
+TEST_F(CliTest, DoctorHasTheFactsOfItsTable) {
+  const json machine = JsonOf({"doctor", "--threads", "1"});
+  ExpectMembers(machine, {"cpu", "instruction_sets", "kernels", "kernels_reason", "threads",
+                          "cores", "memory", "limit", "warnings"});
+  EXPECT_FALSE(machine.contains("model"));
+  EXPECT_GT(machine["limit"]["memory_bandwidth_bytes_per_second"].get<double>(), 0);
+  const json model = JsonOf({"doctor", "--model", "smollm2", "--threads", "1"})["model"];
+  ExpectMembers(model, {"weight_bytes", "kv_memory_bytes", "formats",
+                        "decode_limit_tokens_per_second", "context_tokens"});
+  ExpectMembers(model["formats"][0], {"format", "kv_bytes_per_token", "tokens", "sessions"});
+  const Result text = Kvist({"doctor", "--model", "smollm2", "--threads", "1"});
+  EXPECT_EQ(text.exit_code, 0) << text.errors;
+  EXPECT_NE(text.output.find("sessions of 1024"), std::string::npos) << text.output;
 }
 
 TEST_F(CliTest, SessionsAreMadeShownAndErased) {
@@ -290,6 +325,10 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
       {{"tokenize", "--model", "smollm2"}, 2, "text"},
       {{"score", "--ids", "1,999", "--model", "smollm2"}, 2, "999"},
       {{"score", "--ids", "1", "--model", "smollm2", "--kernels", "quantum"}, 2, "kernels"},
+      {{"bench", "kv-cache", "--model", "smollm2", "--new", "0"}, 2, "--new"},
+      {{"bench", "kv-cache", "--model", "smollm2", "--new", "5000"}, 2, "--new"},
+      {{"bench", "kv-cache", "--model", "smollm2", "--cache", "big"}, 2, "--cache"},
+      {{"doctor", "--model", "/does/not/exist.gguf"}, 2, "exist"},
       {{"serve", "--model", "/does/not/exist.gguf", "--grpc", "127.0.0.1:0", "--metrics", ""},
        2,
        "exist"},
@@ -379,6 +418,8 @@ const std::vector<std::vector<std::string>>& Commands() {
                                                 {"score"},
                                                 {"bench"},
                                                 {"bench", "engine"},
+                                                {"bench", "kv-cache"},
+                                                {"doctor"},
                                                 {"completion"},
                                                 {"version"}};
   return *kCommands;

@@ -53,6 +53,7 @@ TEST(MetricsTest, AScrapeOfEachRoleHasExactlyTheDeclaredNames) {
   prometheus::Registry worker_registry;
   WorkerMetrics worker(worker_registry, "w0");
   worker.blocks.Add(worker.BlockLabels("0/f16", "free", "device"));
+  worker.memory_bytes.Add({{"worker", "w0"}, {"part", "weights"}});
   EXPECT_EQ(Scraped(worker_registry), NamesOf(MetricRole::kWorker));
 
   prometheus::Registry manager_registry;

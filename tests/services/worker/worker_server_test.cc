@@ -457,6 +457,9 @@ TEST(WorkerServerTest, TheScrapeHasExactlyTheDeclaredNames) {
   EXPECT_EQ(scraped, declared);
   EXPECT_THAT(body, HasSubstr("kvist_prefill_tokens_total{worker=\"" + worker.server->worker_id() +
                               "\"} 40"));
+  // 64 blocks of 16 tokens of 8 bytes.
+  EXPECT_THAT(body, HasSubstr("kvist_memory_bytes{part=\"kv\",worker=\"" +
+                              worker.server->worker_id() + "\"} 8192"));
   EXPECT_EQ(test::HttpGet(worker.server->server().metrics_address(), "/readyz").status, 200);
 }
 

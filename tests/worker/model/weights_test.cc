@@ -39,6 +39,24 @@ absl::Status LoadStatus(const TinyFile& tiny) {
   return Load(**file, worker::WeightMode::kNative).status();
 }
 
+TEST(PlanWeightsTest, SaysWhatLoadingTakes) {
+  for (const char* model : {"llama_a.Q4_1", "llama_k.Q4_K", "qwen2_tied.Q8_0"}) {
+    const auto file = gguf::File::Open(GoldenPath("tiny/" + std::string(model) + ".gguf"));
+    ASSERT_TRUE(file.ok()) << file.status();
+    const auto config = worker::ReadModelConfig(**file);
+    ASSERT_TRUE(config.ok()) << config.status();
+    for (const auto mode : {worker::WeightMode::kNative, worker::WeightMode::kFloat32}) {
+      const auto sizes = worker::PlanWeights(**file, *config, mode);
+      ASSERT_TRUE(sizes.ok()) << sizes.status();
+      const auto weights = Load(**file, mode);
+      ASSERT_TRUE(weights.ok()) << weights.status();
+      EXPECT_EQ(sizes->arena_bytes, (*weights)->arena.size_bytes());
+      EXPECT_EQ(sizes->step_bytes, (*weights)->step_bytes);
+      EXPECT_EQ(sizes->parameters, (*weights)->parameters);
+    }
+  }
+}
+
 TEST(LoadWeightsTest, TakesExactlyTheTensorsOfEachArchitecture) {
   TinyFile qwen2("qwen2");
   EXPECT_THAT(std::string(LoadStatus(qwen2).message()), HasSubstr("blk.0.attn_q.bias: missing"));

@@ -1,0 +1,189 @@
+// kvist bench kv-cache: what a KV cache is worth, and what each kind of it costs.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/status.h"
+#include "services/cli/bar_chart.h"
+#include "services/cli/commands.h"
+#include "services/cli/kv_cache_bench.h"
+#include "services/cli/machine_facts.h"
+#include "services/cli/model_flags.h"
+#include "worker/kernels/kernel_table.h"
+#include "worker/model/registry.h"
+
+namespace kvist::services {
+namespace {
+
+constexpr char kPrompt[] = "The red cat was";
+constexpr int kChartWidth = 50;
+constexpr int64_t kMostNewTokens = 1 << 20;
+constexpr size_t kMostCounts = 64;
+
+struct KvCacheFlags {
+  ModelFlags model;
+  int runs = 10;
+  std::vector<int64_t> new_tokens = {1, 10, 100, 300, 1000};
+  std::vector<std::string> caches = KvCacheKinds();
+  double budget_seconds = 300;
+  std::string output;
+};
+
+struct KvCacheResult {
+  std::vector<KvCacheCell> cells;
+  std::string model;
+  std::string kernels;
+  std::string backend;
+  size_t prompt_tokens = 0;
+};
+
+double MeanOf(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// Of the sample: with n - 1. 0 of a single value.
+double DeviationOf(const std::vector<double>& values) {
+  if (values.size() < 2) return 0;
+  const double mean = MeanOf(values);
+  double squares = 0;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return std::sqrt(squares / static_cast<double>(values.size() - 1));
+}
+
+absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
+  if (flags.new_tokens.empty() || flags.new_tokens.size() > kMostCounts) {
+    return InvalidField("--new", absl::StrCat("takes 1 to ", kMostCounts, " numbers"));
+  }
+  KvCacheBenchOptions options{.caches = flags.caches,
+                              .new_tokens = flags.new_tokens,
+                              .runs = flags.runs,
+                              .budget_seconds = flags.budget_seconds};
+  options.progress = [&](std::string_view cache, int64_t new_tokens, int run) {
+    std::fprintf(stderr, "%lld new tokens, %s: run %d of %d\n", static_cast<long long>(new_tokens),
+                 std::string(cache).c_str(), run + 1, flags.runs);
+  };
+  KvCacheResult result;
+  KVIST_ASSIGN_OR_RETURN(const auto file, OpenModel(flags.model.model));
+  KVIST_ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(*file));
+  options.prompt_ids = PromptIds(*tokenizer, kPrompt);
+  result.prompt_tokens = options.prompt_ids.size();
+  KVIST_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::ReadModelConfig(*file));
+  const int64_t most_new = config.context_tokens - static_cast<int64_t>(result.prompt_tokens);
+  if (*std::max_element(flags.new_tokens.begin(), flags.new_tokens.end()) > most_new) {
+    return InvalidField("--new", absl::StrCat("behind the prompt the model's context has ",
+                                              most_new, " tokens left"));
+  }
+  KVIST_ASSIGN_OR_RETURN(worker::CpuBackendOptions backend_options, BackendOptions(flags.model));
+  KVIST_ASSIGN_OR_RETURN(const worker::KernelTable* kernels,
+                         worker::SelectKernels(flags.model.kernels));
+  result.kernels = std::string(kernels->name);
+  SizeForKvCacheBench(options, &backend_options);
+  KVIST_ASSIGN_OR_RETURN(auto backend, LoadBackend(*file, backend_options));
+  result.model = backend->model().name;
+  result.backend = backend->description();
+  KVIST_ASSIGN_OR_RETURN(result.cells, RunKvCacheBench(std::move(backend), options));
+  return result;
+}
+
+nlohmann::ordered_json JsonOf(const KvCacheFlags& flags, const KvCacheResult& result) {
+  auto rows = nlohmann::ordered_json::array();
+  for (const KvCacheCell& cell : result.cells) {
+    rows.push_back({{"cache", cell.cache},
+                    {"new_tokens", cell.new_tokens},
+                    {"mean_s", MeanOf(cell.seconds)},
+                    {"std_s", DeviationOf(cell.seconds)},
+                    {"kv_bytes", cell.kv_bytes},
+                    {"peak_bytes", cell.peak_bytes},
+                    {"runs", cell.seconds.size()}});
+  }
+  return {{"rows", rows},
+          {"prompt", kPrompt},
+          {"prompt_tokens", result.prompt_tokens},
+          {"runs", flags.runs},
+          {"budget_seconds", flags.budget_seconds},
+          {"kv_format", flags.model.kv_formats.front()},
+          {"cpu", ReadMachineFacts().cpu},
+          {"kernels", result.kernels},
+          {"backend", result.backend},
+          {"model", result.model},
+          {"threads", ComputeThreads(flags.model)}};
+}
+
+void PrintPeople(const KvCacheFlags& flags, const KvCacheResult& result) {
+  std::printf("%s; %s on %s\n", ReadMachineFacts().cpu.c_str(), result.model.c_str(),
+              result.backend.c_str());
+  std::printf("prompt \"%s\" (%zu tokens), %s KV; every kind gave the same tokens\n\n", kPrompt,
+              result.prompt_tokens, flags.model.kv_formats.front().c_str());
+  std::vector<std::vector<std::string>> table = {
+      {"new tokens", "cache", "mean", "deviation", "KV at the end", "KV at most", "runs"}};
+  std::vector<Bar> bars;
+  bool marked = false;
+  for (const KvCacheCell& cell : result.cells) {
+    const bool fewer = static_cast<int>(cell.seconds.size()) < flags.runs;
+    marked = marked || fewer;
+    const std::string count = absl::StrCat(cell.new_tokens);
+    const std::string mean = absl::StrFormat("%.4f s", MeanOf(cell.seconds));
+    table.push_back({count, cell.cache, mean, absl::StrFormat("%.4f s", DeviationOf(cell.seconds)),
+                     HumanBytes(cell.kv_bytes), HumanBytes(cell.peak_bytes),
+                     absl::StrCat(cell.seconds.size(), fewer ? " *" : "")});
+    bars.push_back({count, cell.cache, MeanOf(cell.seconds), mean});
+  }
+  PrintTable(table);
+  if (marked) {
+    std::printf("* the first run took longer than %.0f s (--budget-seconds)\n",
+                flags.budget_seconds);
+  }
+  std::printf("\nMean seconds by new tokens and cache\n%s", LogBarChart(bars, kChartWidth).c_str());
+}
+
+int RunBenchKvCache(const KvCacheFlags& flags) {
+  const auto result = Bench(flags);
+  if (!result.ok()) return ReportLocalError(result.status());
+  if (flags.output == "json") {
+    PrintJson(JsonOf(flags, *result));
+  } else {
+    PrintPeople(flags, *result);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddBenchKvCache(CLI::App& bench, Run* run) {
+  auto flags = std::make_shared<KvCacheFlags>();
+  CLI::App* command = AddCommand(
+      bench, "kv-cache",
+      "Time and memory of a completion with each kind of KV cache: none recomputes everything for "
+      "every token, concat copies the whole cache to append to it, paged takes a block at a time.",
+      "  kvist bench kv-cache --model smollm2 --runs 2 --new 1,10,20\n"
+      "  kvist bench kv-cache --model gemma3 --runs 1 --new 10 --output json\n",
+      run, flags, &RunBenchKvCache);
+  AddModelFlag(command, &flags->model.model);
+  AddComputeFlags(command, &flags->model);
+  command->add_option("--runs", flags->runs, "of each cell")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--new", flags->new_tokens, "numbers of new tokens")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, kMostNewTokens))
+      ->capture_default_str();
+  command->add_option("--cache", flags->caches, "kinds to compare")
+      ->delimiter(',')
+      ->check(CLI::IsMember(KvCacheKinds()))
+      ->capture_default_str();
+  command
+      ->add_option("--budget-seconds", flags->budget_seconds,
+                   "a cell whose first run takes longer is run once, and marked")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  AddOutputFlag(command, &flags->output);
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,253 @@
+#include "services/cli/kv_cache_bench.h"
+
+#include <algorithm>
+#include <iterator>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cache_manager/block_pool.h"
+#include "common/base/clock.h"
+#include "common/base/status.h"
+#include "services/cli/sequence_runner.h"
+#include "worker/engine/engine_core.h"
+#include "worker/kv/concat_cache.h"
+#include "worker/sampling/sampler.h"
+
+namespace kvist::services {
+namespace {
+
+// The kinds compared, and what the engine is asked for each; concat has no place in the engine.
+struct Kind {
+  std::string_view name;
+  bool in_engine;
+  worker::CacheOptions options;
+};
+constexpr Kind kKinds[] = {
+    {"none", true, {.allocation = worker::Allocation::kNone}},
+    {"concat", false, {}},
+    {"static", true, {.allocation = worker::Allocation::kStatic}},
+    {"paged", true, {.allocation = worker::Allocation::kPaged}},
+};
+
+struct RunResult {
+  absl::Status status;
+  std::vector<int32_t> ids;
+  double seconds = 0;
+  int64_t kv_bytes = 0;
+  int64_t peak_bytes = 0;
+};
+
+// Hands everything on, and tells when a batch is about to run. Single-threaded.
+class ObservedBackend final : public worker::Backend {
+ public:
+  explicit ObservedBackend(std::unique_ptr<worker::Backend> backend)
+      : backend_(std::move(backend)) {}
+
+  std::function<void()> on_run;  // may be empty
+
+  const worker::ModelFacts& model() const override { return backend_->model(); }
+  const std::vector<worker::PoolSpec>& pools() const override { return backend_->pools(); }
+  std::string numerics_id() const override { return backend_->numerics_id(); }
+  std::string description() const override { return backend_->description(); }
+  std::vector<worker::MemoryPart> memory() const override { return backend_->memory(); }
+  absl::StatusOr<worker::Logits> Run(const worker::Batch& batch) override {
+    if (on_run) on_run();
+    return backend_->Run(batch);
+  }
+  int64_t max_batch_tokens() const override { return backend_->max_batch_tokens(); }
+  int64_t max_logit_rows() const override { return backend_->max_logit_rows(); }
+  void CopyBlock(int32_t pool, int32_t from, int32_t to) override {
+    backend_->CopyBlock(pool, from, to);
+  }
+  void ReadBlock(int32_t pool, int32_t block, std::span<std::byte> out) const override {
+    backend_->ReadBlock(pool, block, out);
+  }
+  void WriteBlock(int32_t pool, int32_t block, std::span<const std::byte> bytes) override {
+    backend_->WriteBlock(pool, block, bytes);
+  }
+
+ private:
+  std::unique_ptr<worker::Backend> backend_;
+};
+
+// Notes the ids, and the bytes held when the last one came: just after, the request's end lets go
+// of them. Single-threaded.
+class RunSink final : public worker::TokenSink {
+ public:
+  RunSink(int64_t new_tokens, std::function<int64_t()> held_bytes, RunResult* result)
+      : new_tokens_(new_tokens), held_bytes_(std::move(held_bytes)), result_(result) {}
+
+  void OnTokens(std::span<const worker::TokenOutput> tokens) override {
+    for (const worker::TokenOutput& token : tokens) result_->ids.push_back(token.id);
+    if (static_cast<int64_t>(result_->ids.size()) == new_tokens_) {
+      result_->kv_bytes = held_bytes_();
+    }
+  }
+  void OnProgress(int64_t, int64_t) override {}
+  void OnFinished(const worker::FinishInfo& info) override { result_->status = info.status; }
+
+ private:
+  const int64_t new_tokens_;
+  const std::function<int64_t()> held_bytes_;
+  RunResult* const result_;
+};
+
+// Runs single completions on one backend. Single-threaded.
+class Completer {
+ public:
+  explicit Completer(std::unique_ptr<ObservedBackend> backend)
+      : backend_(backend.get()), core_({}, std::move(backend), &clock_) {}
+
+  absl::StatusOr<RunResult> Run(const Kind& kind, const std::vector<int32_t>& prompt,
+                                int64_t new_tokens) {
+    RunResult result;
+    result.ids.reserve(static_cast<size_t>(new_tokens));
+    KVIST_RETURN_IF_ERROR(kind.in_engine ? RunInEngine(kind, prompt, new_tokens, &result)
+                                         : RunConcat(prompt, new_tokens, &result));
+    return result;
+  }
+
+ private:
+  int64_t HeldBytes() {
+    int64_t bytes = 0;
+    const worker::EngineState state = core_.state();
+    for (size_t i = 0; i < state.pools.size(); ++i) {
+      const cache_manager::PoolCounts counts = state.pools[i]->Counts();
+      bytes += (counts.active + counts.reserved) * backend_->pools()[i].block_bytes;
+    }
+    return bytes;
+  }
+
+  absl::Status RunInEngine(const Kind& kind, const std::vector<int32_t>& prompt, int64_t new_tokens,
+                           RunResult* result) {
+    worker::GenerateRequest request;
+    request.id = RequestId(absl::StrCat("run-", ++runs_));
+    // A salt of its own, or the prompt would be found in the cache of the run before.
+    request.tenant_salt = std::string(request.id.value());
+    request.prompt_ids = prompt;
+    request.stop.max_new_tokens = new_tokens;
+    request.cache = kind.options;
+    KVIST_RETURN_IF_ERROR(worker::PrepareRequest(core_.limits(), &request));
+    backend_->on_run = [&] { result->peak_bytes = std::max(result->peak_bytes, HeldBytes()); };
+    const MonotonicTime start = clock_.Now();
+    core_.Add(std::move(request),
+              std::make_shared<RunSink>(
+                  new_tokens, [this] { return HeldBytes(); }, result),
+              start);
+    while (!core_.idle()) {
+      if (!core_.Step()) return absl::InternalError("the engine has a request and nothing to run");
+    }
+    result->seconds = SecondsBetween(start, clock_.Now());
+    backend_->on_run = nullptr;
+    return result->status;
+  }
+
+  absl::Status RunConcat(const std::vector<int32_t>& prompt, int64_t new_tokens,
+                         RunResult* result) {
+    const worker::ModelFacts& model = backend_->model();
+    const worker::KvFormat format = backend_->pools().front().format;
+    const worker::SamplingOptions greedy;
+    worker::Sampler sampler(model.vocab);
+    worker::SampleOutput sample;
+    worker::Batch batch;
+    batch.slices.push_back({.kv_format = format});
+    worker::SequenceSlice& slice = batch.slices.front();
+    const MonotonicTime start = clock_.Now();
+    worker::ConcatCache cache(model.groups, format);
+    slice.contiguous = &cache.kv();
+    slice.tokens = prompt;
+    for (int64_t i = 0; i < new_tokens; ++i) {
+      slice.first_position = cache.tokens();
+      slice.logits_from = static_cast<int64_t>(slice.tokens.size()) - 1;
+      KVIST_RETURN_IF_ERROR(cache.Append(static_cast<int64_t>(slice.tokens.size())));
+      KVIST_ASSIGN_OR_RETURN(const worker::Logits logits, backend_->Run(batch));
+      KVIST_RETURN_IF_ERROR(
+          sampler.Sample({.logits = {logits.row(0), static_cast<size_t>(logits.vocab)},
+                          .options = greedy,
+                          .position = cache.tokens()},
+                         &sample));
+      result->ids.push_back(sample.id);
+      slice.tokens = std::span<const int32_t>(result->ids).last(1);
+    }
+    result->kv_bytes = cache.bytes();
+    result->peak_bytes = cache.peak_bytes();
+    result->seconds = SecondsBetween(start, clock_.Now());
+    return absl::OkStatus();
+  }
+
+  const SystemClock clock_;
+  ObservedBackend* const backend_;  // the core's
+  worker::EngineCore core_;
+  int64_t runs_ = 0;
+};
+
+absl::StatusOr<std::vector<const Kind*>> FindKinds(const std::vector<std::string>& names) {
+  std::vector<const Kind*> kinds;
+  for (const std::string& name : names) {
+    const auto kind = std::find_if(std::begin(kKinds), std::end(kKinds),
+                                   [&](const Kind& k) { return k.name == name; });
+    if (kind == std::end(kKinds)) return InvalidField("cache", "there is no kind " + name);
+    kinds.push_back(kind);
+  }
+  return kinds;
+}
+
+absl::Status CheckSameIds(const std::vector<int32_t>& expected, const std::vector<int32_t>& ids,
+                          std::string_view kind) {
+  if (ids == expected) return absl::OkStatus();
+  const auto [a, b] = std::mismatch(expected.begin(), expected.end(), ids.begin(), ids.end());
+  return absl::InternalError(absl::StrCat("the cache kind ", ToAbsl(kind),
+                                          " generates other tokens than the first one, from token ",
+                                          a - expected.begin(), " on"));
+}
+
+}  // namespace
+
+std::vector<std::string> KvCacheKinds() {
+  std::vector<std::string> names;
+  for (const Kind& kind : kKinds) names.emplace_back(kind.name);
+  return names;
+}
+
+void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendOptions* backend) {
+  const int64_t tokens = static_cast<int64_t>(options.prompt_ids.size()) +
+                         *std::max_element(options.new_tokens.begin(), options.new_tokens.end());
+  // Pools twice as large as one sequence: reservations may take half of a pool.
+  SizeFor({.sequences = 2, .tokens_each = tokens}, backend);
+}
+
+absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
+                                                         const KvCacheBenchOptions& options) {
+  KVIST_ASSIGN_OR_RETURN(const std::vector<const Kind*> kinds, FindKinds(options.caches));
+  Completer completer(std::make_unique<ObservedBackend>(std::move(backend)));
+  // Not counted: it warms caches and clocks up.
+  const int64_t fewest = *std::min_element(options.new_tokens.begin(), options.new_tokens.end());
+  KVIST_RETURN_IF_ERROR(completer.Run(*kinds.back(), options.prompt_ids, fewest).status());
+  std::vector<KvCacheCell> cells;
+  for (const int64_t new_tokens : options.new_tokens) {
+    const size_t first = cells.size();
+    for (const std::string& name : options.caches) {
+      cells.push_back({.cache = name, .new_tokens = new_tokens});
+    }
+    std::vector<int32_t> expected;
+    for (int run = 0; run < options.runs; ++run) {
+      for (size_t k = 0; k < kinds.size(); ++k) {
+        KvCacheCell& cell = cells[first + k];
+        if (run > 0 && cell.seconds.front() > options.budget_seconds) continue;
+        if (options.progress) options.progress(cell.cache, new_tokens, run);
+        KVIST_ASSIGN_OR_RETURN(RunResult result,
+                               completer.Run(*kinds[k], options.prompt_ids, new_tokens));
+        if (expected.empty()) expected = result.ids;
+        KVIST_RETURN_IF_ERROR(CheckSameIds(expected, result.ids, cell.cache));
+        cell.seconds.push_back(result.seconds);
+        cell.kv_bytes = std::max(cell.kv_bytes, result.kv_bytes);
+        cell.peak_bytes = std::max(cell.peak_bytes, result.peak_bytes);
+      }
+    }
+  }
+  return cells;
+}
+
+}  // namespace kvist::services

@@ -1,0 +1,56 @@
+// The classic comparison of KV caches: the same completion with each kind, its time and its memory.
+#ifndef KVIST_SERVICES_CLI_KV_CACHE_BENCH_H_
+#define KVIST_SERVICES_CLI_KV_CACHE_BENCH_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/backend/backend.h"
+#include "worker/backend/cpu_backend.h"
+
+namespace kvist::services {
+
+// The names of all kinds, in the table's order: "none", "concat", "paged".
+std::vector<std::string> KvCacheKinds();
+
+struct KvCacheBenchOptions {
+  std::vector<int32_t> prompt_ids;
+  std::vector<std::string> caches = KvCacheKinds();
+  std::vector<int64_t> new_tokens;  // a group of cells each
+  int runs = 10;                    // of each cell
+  // A cell whose first run takes longer has no second one.
+  double budget_seconds = 300;
+  // Called before each run.
+  std::function<void(std::string_view cache, int64_t new_tokens, int run)> progress;
+};
+
+// One cell: a kind of cache and a number of new tokens.
+struct KvCacheCell {
+  std::string cache;
+  int64_t new_tokens = 0;
+  std::vector<double> seconds;  // of each run: the prompt and all new tokens
+  // Of KV, after the last token: what a next token would find. Of `none`: 0.
+  int64_t kv_bytes = 0;
+  // The most bytes of KV at once: scratch of `none`, the copy that `concat` grows by.
+  int64_t peak_bytes = 0;
+};
+
+// Sizes a backend for RunKvCacheBench: context, pools, one sequence.
+void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendOptions* backend);
+
+// Runs every cell: the kinds take turns, so that they see the same neighbours on the machine. The
+// cells of one number of new tokens come one after the other, in the order of the table's kinds.
+// Greedy, stops ignored; KV in the backend's first format. INTERNAL if two kinds or two runs
+// generate different tokens; INVALID_ARGUMENT for an unknown kind; errors of the backend. REQUIRES:
+// the backend was sized for `options`; prompt, kinds and numbers not empty, runs >= 1.
+absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
+                                                         const KvCacheBenchOptions& options);
+
+}  // namespace kvist::services
+
+#endif  // KVIST_SERVICES_CLI_KV_CACHE_BENCH_H_

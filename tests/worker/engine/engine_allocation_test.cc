@@ -1,0 +1,133 @@
+// A step of decode takes no memory, from scheduling to the last sink: every operator new while Step
+// runs is counted.
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/support/hash_reference.h"
+#include "tests/support/simulated_clock.h"
+#include "tests/support/tiny_model.h"
+#include "worker/engine/engine_core.h"
+
+namespace {
+std::atomic<bool> counting{false};
+std::atomic<int64_t> allocations{0};
+}  // namespace
+
+void* operator new(size_t size) {
+  if (counting.load(std::memory_order_relaxed)) allocations.fetch_add(1);
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+namespace kvist::worker {
+namespace {
+
+// Counts and keeps nothing.
+class CountingSink final : public TokenSink {
+ public:
+  void OnTokens(std::span<const TokenOutput> tokens) override {
+    count_ += static_cast<int64_t>(tokens.size());
+  }
+  void OnProgress(int64_t, int64_t) override {}
+  void OnFinished(const FinishInfo&) override {}
+  int64_t count() const { return count_; }
+
+ private:
+  int64_t count_ = 0;
+};
+
+struct SamplingRow {
+  const char* name;
+  SamplingOptions options;
+};
+const SamplingRow kSampling[] = {
+    {"greedy", {}},
+    {"sampled", {.temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .min_p = 0.01f, .seed = 7}},
+    {"penalties and logprobs",
+     {.temperature = 0.8f, .repetition_penalty = 1.1f, .presence_penalty = 0.5f, .logprobs = 5}},
+};
+
+class EngineAllocationTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  // Three requests, past their prefill and so far in decode that every reused buffer has had its
+  // full size.
+  void Begin(const SamplingRow& row, bool in_sessions) {
+    CpuBackendOptions options = kvist::testing::TinyOptions();
+    options.threads = 2;
+    options.kernels = "auto";
+    core_ = std::make_unique<EngineCore>(
+        EngineOptions{}, kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
+    sink_ = std::make_shared<CountingSink>();
+    for (int i = 0; i < kRequests; ++i) {
+      GenerateRequest request = RequestOf(Numbered("r", i), Ids(5 + 13 * i, i), 120);
+      if (in_sessions) request.session = SessionId(Numbered("s", i));
+      request.sampling = row.options;
+      const absl::Status status = PrepareRequest(core_->limits(), &request);
+      ASSERT_TRUE(status.ok()) << status;
+      core_->Add(std::move(request), sink_, clock_.Now());
+    }
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(core_->Step());
+  }
+
+  int64_t AllocationsOfAStep() {
+    allocations = 0;
+    counting = true;
+    const bool ran = core_->Step();
+    counting = false;
+    EXPECT_TRUE(ran);
+    return allocations.load();
+  }
+
+  static constexpr int kRequests = 3;
+  // Over the ends of several blocks of each sequence: they are named, and new ones taken.
+  static constexpr int kSteps = 80;
+  const SimulatedClock clock_;
+  std::unique_ptr<EngineCore> core_;
+  std::shared_ptr<CountingSink> sink_;
+};
+
+TEST_P(EngineAllocationTest, AStepOfDecodeTakesNoMemory) {
+  for (const SamplingRow& row : kSampling) {
+    Begin(row, /*in_sessions=*/false);
+    const int64_t before = sink_->count();
+    for (int i = 0; i < kSteps; ++i) {
+      EXPECT_EQ(AllocationsOfAStep(), 0) << row.name << ", step " << i;
+    }
+    EXPECT_EQ(sink_->count() - before, kRequests * kSteps);
+    EXPECT_FALSE(core_->idle());
+  }
+}
+
+// What is told of a session owns its keys: that is all, and only where a block was filled.
+TEST_P(EngineAllocationTest, InASessionOnlyTheNewsOfAFullBlockDoes) {
+  for (const SamplingRow& row : kSampling) {
+    Begin(row, /*in_sessions=*/true);
+    const int64_t pools = static_cast<int64_t>(core_->backend().pools().size());
+    for (int i = 0; i < kSteps; ++i) {
+      const uint64_t last = core_->state().events.last_seq();
+      const int64_t taken = AllocationsOfAStep();
+      const uint64_t news = core_->state().events.last_seq() - last;
+      if (news == 0) {
+        EXPECT_EQ(taken, 0) << row.name << ", step " << i;
+      } else {
+        // Per pool the keys of the event and, when it doubles, the session's chain.
+        EXPECT_LE(taken, 2 * pools) << row.name << ", step " << i;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, EngineAllocationTest,
+                         ::testing::Values("llama_a.Q4_1", "gemma3_a.Q4_0"),
+                         [](const auto& info) { return std::string(info.param, 5); });
+
+}  // namespace
+}  // namespace kvist::worker
