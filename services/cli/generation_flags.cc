@@ -39,7 +39,8 @@ void AddCacheFlags(CLI::App* command, CacheWish* cache) {
   command->add_option("--window", cache->window_tokens,
                       "tokens that each one sees, itself included; 0: all");
   command->add_option("--sinks", cache->sink_tokens, "first tokens seen from beyond the window");
-  command->add_option("--kv-format", cache->kv_format, "f32, f16, bf16, q8 or q4, where the server has it");
+  command->add_option("--kv-format", cache->kv_format,
+                      "f32, f16, bf16, q8 or q4, where the server has it");
 }
 
 absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {

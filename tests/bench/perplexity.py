@@ -83,7 +83,8 @@ def main():
 
     text = text_of(args)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    print(f"{len(text)} characters of {args.text or os.path.basename(POD)} (SHA-256 {digest[:16]}), "
+    name = args.text or os.path.basename(POD)
+    print(f"{len(text)} characters of {name} (SHA-256 {digest[:16]}), "
           f"pieces of {args.chunk} tokens\n")
     print("| model | KV format | perplexity | ratio to f16 | 95 % interval | pieces |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -31,7 +31,7 @@ QuantizedRows QuantizedBuffer::At(int64_t row, int64_t col) const {
 
 int64_t QuantizedBuffer::taken_bytes() const {
   return q_.taken_bytes() + scale_.taken_bytes() + scaled_sum_.taken_bytes() +
-         half_sums_.taken_bytes();
+         pair_sums_.taken_bytes();
 }
 
 }  // namespace kvist::worker

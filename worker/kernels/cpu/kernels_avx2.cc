@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "worker/kernels/cpu/dots_avx2.h"
+#include "worker/kernels/cpu/dots_expanded_avx2.h"
 #include "worker/kernels/cpu/kernel_tables.h"
 #include "worker/kernels/cpu/product_types.h"
 #include "worker/kernels/cpu/vec16_avx2.h"
