@@ -1,25 +1,10 @@
 // A decode step takes no memory: every operator new while Run works is counted.
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/support/allocation_counter.h"
 #include "tests/support/tiny_model.h"
-
-namespace {
-std::atomic<bool> counting{false};
-std::atomic<int64_t> allocations{0};
-}  // namespace
-
-void* operator new(size_t size) {
-  if (counting.load(std::memory_order_relaxed)) allocations.fetch_add(1);
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace kvist::testing {
 namespace {
@@ -40,12 +25,11 @@ TEST(AllocationTest, RunTakesNoMemory) {
         worker::Batch batch;
         batch.slices.push_back(first.Append({tokens.data(), count}, 1));
         batch.slices.push_back(second.Append({tokens.data(), 1}, 1));
-        allocations = 0;
-        counting = true;
+        StartCountingAllocations();
         const bool ok = backend->Run(batch).ok();
-        counting = false;
+        const int64_t taken = StopCountingAllocations();
         EXPECT_TRUE(ok);
-        EXPECT_EQ(allocations.load(), 0) << model << ", " << count << " tokens";
+        EXPECT_EQ(taken, 0) << model << ", " << count << " tokens";
       }
     }
   }

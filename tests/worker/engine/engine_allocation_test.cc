@@ -1,31 +1,16 @@
 // A step of decode takes no memory, from scheduling to the last sink: every operator new while Step
 // runs is counted.
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/support/allocation_counter.h"
 #include "tests/support/hash_reference.h"
 #include "tests/support/simulated_clock.h"
 #include "tests/support/tiny_model.h"
 #include "worker/engine/engine_core.h"
-
-namespace {
-std::atomic<bool> counting{false};
-std::atomic<int64_t> allocations{0};
-}  // namespace
-
-void* operator new(size_t size) {
-  if (counting.load(std::memory_order_relaxed)) allocations.fetch_add(1);
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace kvist::worker {
 namespace {
@@ -78,12 +63,11 @@ class EngineAllocationTest : public ::testing::TestWithParam<const char*> {
   }
 
   int64_t AllocationsOfAStep() {
-    allocations = 0;
-    counting = true;
+    testing::StartCountingAllocations();
     const bool ran = core_->Step();
-    counting = false;
+    const int64_t taken = testing::StopCountingAllocations();
     EXPECT_TRUE(ran);
-    return allocations.load();
+    return taken;
   }
 
   static constexpr int kRequests = 3;
@@ -127,7 +111,7 @@ TEST_P(EngineAllocationTest, InASessionOnlyTheNewsOfAFullBlockDoes) {
 
 INSTANTIATE_TEST_SUITE_P(Tiny, EngineAllocationTest,
                          ::testing::Values("llama_a.Q4_1", "gemma3_a.Q4_0"),
-                         [](const auto& info) { return std::string(info.param, 5); });
+                         [](const auto& test) { return std::string(test.param, 5); });
 
 }  // namespace
 }  // namespace kvist::worker
