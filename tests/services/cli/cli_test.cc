@@ -186,7 +186,7 @@ TEST_F(CliTest, QuantisedFormatsAreServedBesideTheDefault) {
                      std::filesystem::absolute(testing::GoldenPath("tiny/llama_k.Q4_K.gguf")),
                      "--kv-formats", "f16,q8,q4", "--kv-memory", "32MB", "--grpc", "127.0.0.1:0",
                      "--metrics", "", "--threads", "1"},
-                    {"XDG_CACHE_HOME=" + folder_.string()});
+                    server_->Environment());
   const std::string ready = server.WaitForLine("kvist ready ", kPatienceSeconds);
   ASSERT_FALSE(ready.empty()) << server.errors();
   for (const std::string format : {"f16", "q8", "q4"}) {

@@ -47,7 +47,7 @@ void AddRows(const CLI::App& command, std::vector<Row>* rows) {
 
 TEST(FlagsTableTest, ReadmeHasEveryFlagOfTheServers) {
   CLI::App app;
-  Run run;
+  services::Run run;
   AddServe(app, &run);
   AddFrontend(app, &run);
   AddCacheManager(app, &run);

@@ -38,7 +38,8 @@ class LeaseKeeperTest : public ::testing::Test {
 };
 
 TEST_F(LeaseKeeperTest, EveryRunningTurnIsRenewedAgainAndAgain) {
-  const auto a = running_.TryEnter("a", "turn-a"), b = running_.TryEnter("b", "turn-b");
+  const auto a = running_.TryEnter(SessionId("a"), TurnId("turn-a")),
+             b = running_.TryEnter(SessionId("b"), TurnId("turn-b"));
   keeper_.Start(kInterval);
   EXPECT_TRUE(WaitForRenewals("a", 3));
   EXPECT_TRUE(WaitForRenewals("b", 3));
@@ -51,8 +52,8 @@ TEST_F(LeaseKeeperTest, EveryRunningTurnIsRenewedAgainAndAgain) {
 }
 
 TEST_F(LeaseKeeperTest, ATurnThatEndedIsNotRenewed) {
-  auto ended = running_.TryEnter("ended", "t");
-  const auto other = running_.TryEnter("other", "t");
+  auto ended = running_.TryEnter(SessionId("ended"), TurnId("t"));
+  const auto other = running_.TryEnter(SessionId("other"), TurnId("t"));
   keeper_.Start(kInterval);
   EXPECT_TRUE(WaitForRenewals("ended", 1));
   ended.reset();
@@ -69,8 +70,9 @@ TEST_F(LeaseKeeperTest, ATurnThatIsNotOpenAnyMoreDoesNotKeepOthersFromTheirs) {
     if (request.session_id() == "gone") return grpc::Status(grpc::StatusCode::NOT_FOUND, "gone");
     return grpc::Status::OK;
   };
-  const auto taken = running_.TryEnter("taken", "t"), gone = running_.TryEnter("gone", "t");
-  const auto open = running_.TryEnter("open", "t");
+  const auto taken = running_.TryEnter(SessionId("taken"), TurnId("t")),
+             gone = running_.TryEnter(SessionId("gone"), TurnId("t"));
+  const auto open = running_.TryEnter(SessionId("open"), TurnId("t"));
   keeper_.Start(kInterval);
   for (const char* session : {"open", "taken", "gone"}) EXPECT_TRUE(WaitForRenewals(session, 2));
 }
@@ -80,7 +82,8 @@ TEST_F(LeaseKeeperTest, WhileTheManagerIsAwayEachRoundTriesOnceAndTheNextOnesGoO
   manager_.on_begin = [&](const v1::BeginTurnRequest&, v1::BeginTurnResponse*) {
     return left-- > 0 ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "away") : grpc::Status::OK;
   };
-  const auto a = running_.TryEnter("a", "t"), b = running_.TryEnter("b", "t");
+  const auto a = running_.TryEnter(SessionId("a"), TurnId("t")),
+             b = running_.TryEnter(SessionId("b"), TurnId("t"));
   keeper_.Start(kInterval);
   EXPECT_TRUE(WaitForRenewals("a", 2));
   EXPECT_TRUE(WaitForRenewals("b", 2));
@@ -96,7 +99,7 @@ TEST_F(LeaseKeeperTest, StopsAtOnceTwiceAndWithoutAStart) {
   keeper_.Stop();
   keeper_.Stop();
   LeaseKeeper long_interval(&client_, &running_);
-  const auto turn = running_.TryEnter("a", "t");
+  const auto turn = running_.TryEnter(SessionId("a"), TurnId("t"));
   long_interval.Start(std::chrono::hours(1));
   long_interval.Stop();
   long_interval.Stop();

@@ -110,7 +110,7 @@ TEST_F(ModelDirectoryTest, ANewLifeIsNotPausedForTheFailuresOfTheEarlierOne) {
 TEST_F(ModelDirectoryTest, AWorkerThatDoesNotTellItsModelIsToldToTheLogOnce) {
   const CapturedLog log;
   ModelDirectory polling({.poll_interval = std::chrono::milliseconds(1)}, &manager_, &clock_);
-  polling.Learn(Info("a", true, 0));  // nobody listens there
+  polling.Learn(Info("a", true, 0), clock_.Now());  // nobody listens there
   polling.Start();
   const auto lines = [&](const char* id) {
     return log.Lines(absl::StrCat("worker ", id, " at 127.0.0.1:"));
@@ -118,7 +118,7 @@ TEST_F(ModelDirectoryTest, AWorkerThatDoesNotTellItsModelIsToldToTheLogOnce) {
   while (lines("a").empty()) std::this_thread::yield();
   v1::WorkerInfo later = Info("b", true, 0);
   later.set_address("127.0.0.1:2");
-  polling.Learn(later);
+  polling.Learn(later, clock_.Now());
   while (lines("b").empty()) std::this_thread::yield();  // so "a" was asked again
   polling.Stop();
   EXPECT_EQ(lines("a").size(), 1u);

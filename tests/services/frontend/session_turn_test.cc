@@ -13,7 +13,8 @@ namespace {
 class SessionTurnTest : public ::testing::Test {
  protected:
   absl::StatusOr<std::unique_ptr<SessionTurn>> Begin() {
-    SessionTurn::Options options{.session_id = "s", .turn_id = "t", .model_fingerprint = "m"};
+    SessionTurn::Options options{
+        .session = SessionId("s"), .turn = TurnId("t"), .model_fingerprint = "m"};
     options.record.set_request_id("r");
     return SessionTurn::Begin(options, &client_, &running_);
   }
@@ -85,7 +86,7 @@ TEST_F(SessionTurnTest, ABeginWhoseAnswerWasLostIsDiscardedForItMayHaveHappened)
 }
 
 TEST_F(SessionTurnTest, ATurnThatRunsHereIsNotBegunTwice) {
-  const auto running = running_.TryEnter("s", "t");
+  const auto running = running_.TryEnter(SessionId("s"), TurnId("t"));
   EXPECT_EQ(Begin().status().code(), absl::StatusCode::kAborted);
   EXPECT_TRUE(manager_.calls().begins.empty());
   EXPECT_TRUE(manager_.calls().ends.empty());
@@ -98,7 +99,8 @@ TEST_F(SessionTurnTest, ATurnTakenOverStaysOpenWhenItIsDropped) {
   v1::GetTurnResponse open;
   open.add_history_ids(7);
   {
-    const auto turn = SessionTurn::TakeOver(resume, open, &client_, running_.TryEnter("s", "t"));
+    const auto turn = SessionTurn::TakeOver(resume, open, &client_,
+                                            running_.TryEnter(SessionId("s"), TurnId("t")));
     ASSERT_TRUE(turn.ok()) << turn.status();
     EXPECT_EQ((*turn)->history(), std::vector<int32_t>{7});
   }
