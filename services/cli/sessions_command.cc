@@ -267,7 +267,7 @@ void AddSessions(CLI::App& app, Run* run) {
   const auto truncate_flags = std::make_shared<SessionsFlags>();
   CLI::App* truncate = AddAction(*command, "truncate",
                                  "Keep only the end, or the beginning, of a session's history.",
-                                 "  kvist sessions truncate kitchen --keep-last 1000\n"
+                                 "  kvist sessions truncate kitchen --keep-last 100\n"
                                  "  kvist sessions truncate kitchen --keep-first 100\n",
                                  run, truncate_flags, &RunTruncate);
   truncate->add_option("id", truncate_flags->id, "the session")->required();

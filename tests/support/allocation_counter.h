@@ -6,8 +6,8 @@
 
 namespace kvist::testing {
 
-// The calls of operator new, by all threads, since the last StartCountingAllocations. A program that
-// links this has its own operator new.
+// The calls of operator new, by all threads, since the last StartCountingAllocations. A program
+// that links this has its own operator new.
 void StartCountingAllocations();
 int64_t StopCountingAllocations();
 

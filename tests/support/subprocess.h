@@ -9,8 +9,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,7 +21,7 @@ namespace kvist::testing {
 // One child; killed at the end if it still runs. Single-threaded.
 class Subprocess {
  public:
-  // `environment`: NAME=VALUE added to this process's. Standard input is empty, or `input`'s bytes
+  // `environment`: NAME=VALUE, beside or in place of this process's. Standard input is empty, or `input`'s bytes
   // (a pipe's worth).
   explicit Subprocess(std::vector<std::string> command,
                       const std::vector<std::string>& environment = {},
@@ -37,7 +39,12 @@ class Subprocess {
     for (std::string& part : command) argv.push_back(part.data());
     argv.push_back(nullptr);
     std::vector<std::string> all = environment;
-    for (char** variable = environ; *variable != nullptr; ++variable) all.emplace_back(*variable);
+    for (char** variable = environ; *variable != nullptr; ++variable) {
+      const std::string_view entry = *variable;
+      const std::string_view name = entry.substr(0, entry.find('=') + 1);
+      const auto same = [&](const std::string& given) { return given.starts_with(name); };
+      if (std::none_of(environment.begin(), environment.end(), same)) all.emplace_back(entry);
+    }
     std::vector<char*> envp;
     for (std::string& variable : all) envp.push_back(variable.data());
     envp.push_back(nullptr);

@@ -305,6 +305,7 @@ struct ExitRow {
 };
 
 TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
+  const std::string small_heads = testing::GoldenPath("tiny/llama_a.Q4_1.gguf");  // of 16
   const std::vector<ExitRow> rows = {
       {{}, 2, "subcommand"},
       {{"fly"}, 2, "fly"},
@@ -346,12 +347,12 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
       {{"worker", "--model", "smollm2", "--kv-formats", "q3", "--grpc", "127.0.0.1:0"},
        2,
        "kv-formats"},
-      {{"worker", "--model", "smollm2", "--kv-formats", "f16,q4", "--grpc", "127.0.0.1:0"},
+      {{"worker", "--model", small_heads, "--kv-formats", "f16,q4", "--grpc", "127.0.0.1:0"},
        2,
        "q4 needs heads of a multiple of 32, this model's have 16"},
-      {{"score", "--ids", "1,2", "--model", "smollm2", "--kv-format", "q4"}, 2, "q4 needs"},
-      {{"bench", "engine", "--model", "smollm2", "--kv-format", "q4"}, 2, "q4 needs"},
-      {{"generate", "x", "--kv-format", "q8"}, 4, "cache.kv_format"},
+      {{"score", "--ids", "1,2", "--model", small_heads, "--kv-format", "q4"}, 2, "q4 needs"},
+      {{"bench", "engine", "--model", small_heads, "--kv-format", "q4"}, 2, "q4 needs"},
+      {{"generate", "x", "--kv-format", "q8"}, 4, "error: --kv-format:"},
       {{"score", "--ids", "1,2", "--model", "smollm2", "--chunk", "1"}, 2, "--chunk"},
       {{"--log-level", "loud", "version"}, 2, "log-level"},
   };
