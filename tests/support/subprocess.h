@@ -21,8 +21,8 @@ namespace kvist::testing {
 // One child; killed at the end if it still runs. Single-threaded.
 class Subprocess {
  public:
-  // `environment`: NAME=VALUE, beside or in place of this process's. Standard input is empty, or `input`'s bytes
-  // (a pipe's worth).
+  // `environment`: NAME=VALUE, beside or in place of this process's. Standard input is empty, or
+  // `input`'s bytes (a pipe's worth).
   explicit Subprocess(std::vector<std::string> command,
                       const std::vector<std::string>& environment = {},
                       const std::string& input = "") {
