@@ -42,7 +42,9 @@ def piece_losses(args, model, text_file, kv_format):
         args.kvist, "score", "--file", text_file, "--model", model, "--chunk", str(args.chunk),
         "--kv-format", kv_format, "--threads", str(args.threads), "--top", "0", "--output", "json"
     ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr.decode("utf-8", "replace").rstrip())
     pieces = json.loads(done.stdout)["chunks"]
     return [
         piece["negative_logprob"] / (piece["tokens"] - 1) for piece in pieces
