@@ -10,7 +10,8 @@
 //   5. reserved blocks are what the Reservations out there have set aside; what they promise is at
 //      most max_reserved_share of the pool.
 //   6. the prefix index holds its own invariants, so a key exists once.
-//   7. the log's placement digest of this pool is the sum over its named blocks.
+//   7. the log's placement digest of this pool is the sum over its named blocks, and those in other
+//      tiers.
 // Allocation takes from `leaves` first and then from `inner`, so it succeeds while any block is
 // free or cached. A block's children may be here without it (a prefix found by key and evicted in
 // part): they then are leaves or inner blocks like others, and become its children again once it is
@@ -87,7 +88,7 @@ struct BlockPool::State {
   void EvictBlock(BlockIndex block, EvictionCause cause);
   bool EvictOne(EvictionCause cause);
   BlockIndex TakeFreeOrEvict();
-  absl::Status CheckBlocks() const;
+  absl::Status CheckBlocks(uint64_t elsewhere) const;
   absl::Status CheckBlock(BlockIndex block) const;
 
   const Options options;
@@ -327,6 +328,12 @@ BlockFacts BlockPool::Facts(BlockIndex block) const {
   return {b.state, b.references, entry.key, entry.parent, entry.num_tokens};
 }
 
+std::span<const int32_t> BlockPool::Tokens(BlockIndex block) const {
+  const State& s = *state_;
+  KVIST_CHECK(block >= 0 && block < s.options.num_blocks);
+  return s.index.Contains(block) ? s.index.tokens(block) : std::span<const int32_t>();
+}
+
 const BlockPool::Options& BlockPool::options() const { return state_->options; }
 
 void BlockPool::Reference(BlockIndex block) {
@@ -373,10 +380,10 @@ absl::Status BlockPool::State::CheckBlock(BlockIndex block) const {
   return absl::OkStatus();
 }
 
-absl::Status BlockPool::State::CheckBlocks() const {
+absl::Status BlockPool::State::CheckBlocks(uint64_t elsewhere) const {
   std::array<int32_t, kNumBlockStates> found{};
   int64_t references = 0;
-  uint64_t placement = 0;
+  uint64_t placement = elsewhere;
   for (BlockIndex block = 0; block < options.num_blocks; ++block) {
     KVIST_RETURN_IF_ERROR(CheckBlock(block));
     const Block& b = blocks[static_cast<size_t>(block)];
@@ -393,9 +400,9 @@ absl::Status BlockPool::State::CheckBlocks() const {
   return absl::OkStatus();
 }
 
-absl::Status BlockPool::CheckInvariants() const {
+absl::Status BlockPool::CheckInvariants(uint64_t elsewhere) const {
   const State& s = *state_;
-  KVIST_RETURN_IF_ERROR(s.CheckBlocks());
+  KVIST_RETURN_IF_ERROR(s.CheckBlocks(elsewhere));
   const auto stack_is = [&s](const std::vector<BlockIndex>& stack, BlockState state) {
     std::vector<bool> seen(s.blocks.size());
     for (const BlockIndex block : stack) {

@@ -173,9 +173,13 @@ class BlockPool {
   const std::array<uint64_t, kNumEvictionCauses>& evictions() const;
   // REQUIRES: 0 <= block < num_blocks.
   BlockFacts Facts(BlockIndex block) const;
+  // The tokens of a findable block (BlockFacts::num_tokens of them); valid while it is.
+  // REQUIRES: 0 <= block < num_blocks.
+  std::span<const int32_t> Tokens(BlockIndex block) const;
   const Options& options() const;
   // INTERNAL with a description of the first violated invariant (block_pool.cc). O(blocks).
-  absl::Status CheckInvariants() const;
+  // `elsewhere`: what other tiers have in the log's placement digest of this pool.
+  absl::Status CheckInvariants(uint64_t elsewhere = 0) const;
 
  private:
   friend class BlockRef;

@@ -17,12 +17,13 @@ SnapshotBuilder::Slice SnapshotBuilder::NextSlice(size_t max_items) {
   KVIST_CHECK(max_items > 0 && max_items <= kMaxEventsPerBatch);
   Slice slice;
   size_t items = 0;
-  while (items < max_items && ReadBlock(slice.events)) ++items;
+  while (items < max_items && (ReadBlock(slice.events) || ReadTierBlock(slice.events))) ++items;
   while (items < max_items && slot_ < sources_.sessions->slots()) {
     items += ReadSessionPart(slice.events, max_items - items);
   }
   slice.end_seq = sources_.log->last_seq();
-  slice.last = pool_ == sources_.pools.size() && slot_ >= sources_.sessions->slots();
+  slice.last = pool_ == sources_.pools.size() && tier_ == sources_.tiers.size() &&
+               slot_ >= sources_.sessions->slots();
   return slice;
 }
 
@@ -37,6 +38,19 @@ bool SnapshotBuilder::ReadBlock(std::vector<Event>& out) {
   if (++block_ == pool.options().num_blocks) {
     block_ = 0;
     ++pool_;
+  }
+  return true;
+}
+
+bool SnapshotBuilder::ReadTierBlock(std::vector<Event>& out) {
+  if (tier_ == sources_.tiers.size()) return false;
+  const TierIndex& tier = *sources_.tiers[tier_];
+  if (const std::optional<TierBlock> block = tier.At(tier_slot_); block.has_value()) {
+    out.push_back(BlockStored{tier.options().pool, block->key, block->parent, tier.options().tier});
+  }
+  if (++tier_slot_ == tier.num_slots()) {
+    tier_slot_ = 0;
+    ++tier_;
   }
   return true;
 }

@@ -13,15 +13,18 @@
 #include "cache_manager/event_log.h"
 #include "cache_manager/events.h"
 #include "cache_manager/session_table.h"
+#include "cache_manager/tier_index.h"
 
 namespace kvist::cache_manager {
 
 using Pools = std::span<const std::unique_ptr<BlockPool>>;
+// Slower tiers, in any order.
+using Tiers = std::span<const std::unique_ptr<TierIndex>>;
 
 // The state may change between slices. Whoever applies all slices to an empty mirror and then
 // replays the events after base_seq() has the state after the last of them: worker_mirror.cc says
 // why. Events up to the last slice's end_seq must be replayed (ApplyMode::kReplay); those after it
-// follow in order. Reads only. REQUIRES: pools, sessions and log outlive it. Single-threaded, as
+// follow in order. Reads only. REQUIRES: the sources outlive it. Single-threaded, as
 // they are.
 class SnapshotBuilder {
  public:
@@ -29,6 +32,7 @@ class SnapshotBuilder {
     Pools pools;
     const SessionTable* sessions = nullptr;
     const EventLog* log = nullptr;
+    Tiers tiers;
   };
   struct Slice {
     std::vector<Event> events;
@@ -46,6 +50,7 @@ class SnapshotBuilder {
 
  private:
   bool ReadBlock(std::vector<Event>& out);
+  bool ReadTierBlock(std::vector<Event>& out);
   size_t ReadSessionPart(std::vector<Event>& out, size_t max_keys);
   void NextSession();
 
@@ -53,6 +58,8 @@ class SnapshotBuilder {
   const uint64_t base_seq_;
   size_t pool_ = 0;  // of the next block slot
   BlockIndex block_ = 0;
+  size_t tier_ = 0;  // of the next slot
+  int32_t tier_slot_ = 0;
   size_t slot_ = 0;  // of the next session part
   // Even: the chain in pool part_ / 2 from key_ on. Odd: its unnamed counts. After all pools: the
   // phase.

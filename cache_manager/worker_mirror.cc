@@ -111,9 +111,10 @@ absl::Status WorkerMirror::ApplyOne(const BlockStored& event, ApplyMode mode) {
   if (found != pool.blocks.end() && (found->second.tiers >> tier & 1) != 0) {
     return Unknown(mode, "stored: the block is stored already");
   }
-  // Only the device tier's size is known; the others are no larger in this version.
+  // Only the device tier's size is known.
+  const uint64_t most = event.tier == Tier::kDevice ? pool.max_stored : kMaxBlocksPerPool;
   const uint64_t slack = mode == ApplyMode::kInOrder ? 0 : kReplaySlackBlocks;
-  if (pool.counts.stored[tier] >= pool.max_stored + slack) {
+  if (pool.counts.stored[tier] >= most + slack) {
     return Beyond(mode, "stored: more blocks than the pool has");
   }
   ChangeBlock(pool, event.key, [&](MirrorBlock& block) {

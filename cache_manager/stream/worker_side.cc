@@ -49,7 +49,8 @@ absl::Status WorkerSide::Receive(const ManagerMessage& message) {
   if (const auto* request = std::get_if<ResyncRequest>(&message)) {
     resync_id_ = request->resync_id;
     next_chunk_ = 0;
-    snapshot_.emplace(SnapshotBuilder::Sources{sources_.pools, sources_.sessions, sources_.log});
+    snapshot_.emplace(
+        SnapshotBuilder::Sources{sources_.pools, sources_.sessions, sources_.log, sources_.tiers});
     // The snapshot has what these would tell.
     sources_.log->DropThrough(snapshot_->base_seq());
     return absl::OkStatus();
@@ -105,6 +106,7 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
   } else {
     BlockPool& pool = *sources_.pools[command.pool];
     for (const BlockKey& key : command.keys) {
+      EvictFromTiers(command.pool, key, EvictionCause::kCommand);
       if (pool.Evict(key, EvictionCause::kCommand))
         ++outcome.evicted_blocks;
       else if (pool.Contains(key))
@@ -129,6 +131,7 @@ void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outco
     for (size_t k = chain.size(); k-- > 0;) {
       const bool own = k >= shared;
       if (own) pool.EvictPartials(chain[k], cause);
+      if (own) EvictFromTiers(index, chain[k], cause);
       if (own && pool.Evict(chain[k], cause)) {
         ++outcome.evicted_blocks;
       } else if (pool.Contains(chain[k])) {
@@ -137,6 +140,12 @@ void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outco
     }
   }
   if (command.release) sources_.sessions->Release(command.session);
+}
+
+void WorkerSide::EvictFromTiers(PoolIndex pool, const BlockKey& key, EvictionCause cause) {
+  for (const auto& tier : sources_.tiers) {
+    if (tier->options().pool == pool) tier->Evict(key, cause);
+  }
 }
 
 void WorkerSide::Remember(const CommandOutcome& outcome) {

@@ -27,6 +27,7 @@ class WorkerSide {
     Pools pools;
     SessionTable* sessions = nullptr;
     EventLog* log = nullptr;
+    Tiers tiers;
   };
 
   // REQUIRES: the sources outlive it; `info` describes the pools.
@@ -53,6 +54,7 @@ class WorkerSide {
   CommandOutcome Execute(const EvictCommand& command);
   CommandOutcome Evict(const EvictCommand& command);
   void EvictSession(const EvictCommand& command, CommandOutcome& outcome);
+  void EvictFromTiers(PoolIndex pool, const BlockKey& key, EvictionCause cause);
   void Remember(const CommandOutcome& outcome);
   SnapshotChunk NextChunk();
 

@@ -17,7 +17,9 @@ namespace {
 
 using cache_manager::BlockKey;
 
-constexpr char kMagic[8] = {'k', 'v', 'i', 's', 't', 'b', 'l', 'k'};
+constexpr size_t kMagicBytes = 8;
+constexpr char kRecordMagic[] = "kvistblk";
+constexpr char kFileMagic[] = "kvistslb";
 constexpr size_t kVersionAt = 8;
 constexpr size_t kGroupAt = 12;
 constexpr size_t kFormatAt = 16;
@@ -114,17 +116,10 @@ void BlockFile::Encode(const BlockFileEntry& entry, std::span<std::byte> record)
   KVIST_CHECK(!entry.tokens.empty() && !entry.parent.empty());
   KVIST_CHECK(entry.tokens.size() <= static_cast<size_t>(block_tokens_));
   KVIST_CHECK(entry.key.empty() == (entry.tokens.size() < static_cast<size_t>(block_tokens_)));
-  std::fill_n(record.begin(), kBlockHeaderBytes, std::byte{0});
-  std::memcpy(record.data(), kMagic, sizeof(kMagic));
-  Put(record, kVersionAt, kBlockFileVersion);
-  Put(record, kGroupAt, group_);
-  PutArray(record, kFormatAt, format_);
-  Put(record, kBlockTokensAt, static_cast<uint32_t>(block_tokens_));
+  PutScope(record);
+  std::memcpy(record.data(), kRecordMagic, kMagicBytes);
   Put(record, kTokensAt, static_cast<uint32_t>(entry.tokens.size()));
-  Put(record, kBlockBytesAt, static_cast<uint64_t>(block_bytes_));
   Put(record, kSequenceAt, entry.sequence);
-  PutArray(record, kModelAt, model_);
-  PutArray(record, kNumericsAt, numerics_);
   PutArray(record, kKeyAt, entry.key.bytes);
   PutArray(record, kParentAt, entry.parent.bytes);
   PutArray(record, kBlockDigestAt, DigestOf(block.data(), block.size()));
@@ -132,6 +127,43 @@ void BlockFile::Encode(const BlockFileEntry& entry, std::span<std::byte> record)
     Put(record, kTokenIdsAt + 4 * i, static_cast<uint32_t>(entry.tokens[i]));
   }
   PutArray(record, kHeaderDigestAt, DigestOf(record.data(), kHeaderDigestAt));
+}
+
+void BlockFile::PutScope(std::span<std::byte> header) const {
+  std::fill_n(header.begin(), kBlockHeaderBytes, std::byte{0});
+  Put(header, kVersionAt, kBlockFileVersion);
+  Put(header, kGroupAt, group_);
+  PutArray(header, kFormatAt, format_);
+  Put(header, kBlockTokensAt, static_cast<uint32_t>(block_tokens_));
+  Put(header, kBlockBytesAt, static_cast<uint64_t>(block_bytes_));
+  PutArray(header, kModelAt, model_);
+  PutArray(header, kNumericsAt, numerics_);
+}
+
+void BlockFile::EncodeScope(std::span<std::byte> header) const {
+  KVIST_CHECK(header.size() == kBlockHeaderBytes);
+  PutScope(header);
+  std::memcpy(header.data(), kFileMagic, kMagicBytes);
+  PutArray(header, kHeaderDigestAt, DigestOf(header.data(), kHeaderDigestAt));
+}
+
+absl::Status BlockFile::DecodeScope(std::span<const std::byte> header) const {
+  if (header.size() != kBlockHeaderBytes) return Damaged("its header is cut off");
+  KVIST_RETURN_IF_ERROR(CheckSigned(header, kFileMagic));
+  return CheckScope(header);
+}
+
+// Up to here anybody can tell what it is; what follows may be believed.
+absl::Status BlockFile::CheckSigned(std::span<const std::byte> header, const char* magic) const {
+  if (std::memcmp(header.data(), magic, kMagicBytes) != 0) {
+    return InvalidField("magic", "these are no blocks");
+  }
+  KVIST_RETURN_IF_ERROR(
+      CheckNumber("version", Get<uint32_t>(header, kVersionAt), kBlockFileVersion));
+  if (!Equals(header, kHeaderDigestAt, DigestOf(header.data(), kHeaderDigestAt))) {
+    return Damaged("checksum of the header");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status BlockFile::CheckScope(std::span<const std::byte> header) const {
@@ -151,14 +183,7 @@ absl::Status BlockFile::CheckScope(std::span<const std::byte> header) const {
 absl::StatusOr<BlockFileEntry> BlockFile::DecodeHeader(std::span<const std::byte> bytes) const {
   if (bytes.size() < kBlockHeaderBytes) return Damaged("its header is cut off");
   const std::span<const std::byte> header = bytes.first(kBlockHeaderBytes);
-  if (std::memcmp(header.data(), kMagic, sizeof(kMagic)) != 0) {
-    return InvalidField("magic", "this is no block's record");
-  }
-  KVIST_RETURN_IF_ERROR(
-      CheckNumber("version", Get<uint32_t>(header, kVersionAt), kBlockFileVersion));
-  if (!Equals(header, kHeaderDigestAt, DigestOf(header.data(), kHeaderDigestAt))) {
-    return Damaged("checksum of the header");
-  }
+  KVIST_RETURN_IF_ERROR(CheckSigned(header, kRecordMagic));
   KVIST_RETURN_IF_ERROR(CheckScope(header));
   const uint32_t tokens = Get<uint32_t>(header, kTokensAt);
   const uint32_t full = static_cast<uint32_t>(block_tokens_);

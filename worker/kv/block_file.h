@@ -69,6 +69,12 @@ class BlockFile {
   std::span<std::byte> BlockOf(std::span<std::byte> record) const;
   std::span<const std::byte> BlockOf(std::span<const std::byte> record) const;
 
+  // A file of many records begins with kBlockHeaderBytes that say the scope alone: as a record's
+  // header with the magic "kvistslb" and no block. REQUIRES: header.size() == kBlockHeaderBytes.
+  void EncodeScope(std::span<std::byte> header) const;
+  // INVALID_ARGUMENT naming the field, DATA_LOSS: as DecodeHeader.
+  absl::Status DecodeScope(std::span<const std::byte> header) const;
+
   // Writes the header of a record whose BlockOf is filled already. REQUIRES: record.size() ==
   // record_bytes(); 0 < tokens <= block_tokens, the parent is not empty, and the key is ChildKey of
   // both, or empty of a partial block.
@@ -87,6 +93,8 @@ class BlockFile {
   using Digest = std::array<uint8_t, 16>;
 
   static Digest DigestOf(const void* bytes, size_t size);
+  void PutScope(std::span<std::byte> header) const;
+  absl::Status CheckSigned(std::span<const std::byte> header, const char* magic) const;
   absl::Status CheckScope(std::span<const std::byte> header) const;
 
   Digest model_;

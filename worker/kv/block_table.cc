@@ -106,11 +106,12 @@ void SequenceBlocks::Append(size_t group, BlockRef ref) {
   groups_[group].refs.push_back(std::move(ref));
 }
 
-// The most leading blocks, of the first `blocks`, that all groups can take.
-int64_t SequenceBlocks::LongestMatch(int64_t blocks) const {
-  auto present = [this](size_t group, int64_t block) {
-    return cache_->groups_[group].pool->Contains(keys_[static_cast<size_t>(block)]);
-  };
+bool SequenceBlocks::InPool(size_t group, int64_t block) const {
+  return cache_->groups_[group].pool->Contains(keys_[static_cast<size_t>(block)]);
+}
+
+int64_t SequenceBlocks::LongestMatch(
+    int64_t blocks, absl::FunctionRef<bool(size_t group, int64_t block)> present) const {
   int64_t longest = blocks;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const bool full = groups_[g].span.window_tokens == 0;
@@ -141,7 +142,8 @@ int64_t SequenceBlocks::MatchBlocks(std::span<const int32_t> tokens, int64_t lim
   if (sharing_ == Sharing::kScratch) return 0;
   const int64_t blocks = limit / cache_->block_tokens_;
   ComputeKeys(tokens, blocks);
-  const int64_t longest = LongestMatch(blocks);
+  const int64_t longest =
+      LongestMatch(blocks, [this](size_t group, int64_t block) { return InPool(group, block); });
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
     group.first_held = cache_->FirstNeeded(group.span, longest * cache_->block_tokens_);
@@ -153,6 +155,29 @@ int64_t SequenceBlocks::MatchBlocks(std::span<const int32_t> tokens, int64_t lim
   named_ = longest;
   stored_ = longest * cache_->block_tokens_;
   return stored_;
+}
+
+int64_t SequenceBlocks::MatchWith(
+    std::span<const int32_t> tokens, int64_t limit,
+    absl::FunctionRef<bool(size_t group, const BlockKey& key)> elsewhere,
+    std::vector<AbsentBlock>* absent) {
+  KVIST_CHECK(stored_ == 0 && groups_[0].table.empty());
+  absent->clear();
+  if (sharing_ == Sharing::kScratch) return 0;
+  const int64_t blocks = limit / cache_->block_tokens_;
+  ComputeKeys(tokens, blocks);
+  const int64_t longest = LongestMatch(blocks, [&](size_t group, int64_t block) {
+    return InPool(group, block) || elsewhere(group, keys_[static_cast<size_t>(block)]);
+  });
+  for (int64_t b = 0; b < longest; ++b) {
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const int64_t first = cache_->FirstNeeded(groups_[g].span, longest * cache_->block_tokens_);
+      if ((b < groups_[g].sink_blocks || b >= first) && !InPool(g, b)) {
+        absent->push_back({g, keys_[static_cast<size_t>(b)]});
+      }
+    }
+  }
+  return longest * cache_->block_tokens_;
 }
 
 int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t limit) {

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "cache_manager/attention_span.h"
 #include "cache_manager/block_key.h"
 #include "cache_manager/block_pool.h"
@@ -84,6 +85,18 @@ class SequenceBlocks {
   // most `limit` tokens: full groups all of it, windowed ones its sinks and last min(length,
   // window) tokens. Returns its length, which is stored from then on. REQUIRES: nothing is held.
   int64_t MatchBlocks(std::span<const int32_t> tokens, int64_t limit);
+  // A block that the pools lack, for the sequence's prefix.
+  struct AbsentBlock {
+    size_t group = 0;
+    cache_manager::BlockKey key;
+  };
+  // What MatchBlocks would return if the pools also had the blocks that `elsewhere` says are
+  // elsewhere; `absent` gets those that it would take from there, first blocks first. Takes
+  // nothing. REQUIRES: nothing is held.
+  int64_t MatchWith(
+      std::span<const int32_t> tokens, int64_t limit,
+      absl::FunctionRef<bool(size_t group, const cache_manager::BlockKey& key)> elsewhere,
+      std::vector<AbsentBlock>* absent);
   // Continues a match inside a block: copies the block that agrees with most of the next tokens in
   // every group. Returns the tokens gained; 0 also where there is no block to copy to. REQUIRES:
   // only matched blocks are held.
@@ -148,7 +161,10 @@ class SequenceBlocks {
   // Keys of the first `blocks` full blocks of `tokens`.
   void ComputeKeys(std::span<const int32_t> tokens, int64_t blocks);
   const cache_manager::BlockKey& ParentOf(int64_t block) const;
-  int64_t LongestMatch(int64_t blocks) const;
+  // The most leading blocks, of the first `blocks`, that every group can take of what is present.
+  int64_t LongestMatch(int64_t blocks,
+                       absl::FunctionRef<bool(size_t group, int64_t block)> present) const;
+  bool InPool(size_t group, int64_t block) const;
   void Append(size_t group, cache_manager::BlockRef ref);
   // What the windows gave up comes back to the promises, as far as the pools have it.
   void RefillPromises();
