@@ -36,6 +36,7 @@ struct SessionRecord {
   std::string allocation;          // "paged", "static", "none"; empty: the server's default
   AttentionSpan attention;
   std::string kv_format;  // "f16", ...; empty: the worker's default
+  std::string offload;    // "off", "disk", "host"; empty: off
   uint64_t version = 0;   // rises by one with every stored change
   int64_t created_wall_ms = 0;
   int64_t last_used_wall_ms = 0;

@@ -67,19 +67,15 @@ std::optional<int32_t> TierIndex::Begin(const TierBlock& block) {
 }
 
 void TierIndex::Finish(int32_t slot) {
-  if (at(slot).state == State::kDropped) {
-    Free(slot);
-    at(slot).wipe = true;
-    wipes_.push_back(slot);
-    return;
-  }
+  if (at(slot).state == State::kDropped) return FreeToWipe(slot);
   KVIST_CHECK(at(slot).state == State::kWriting);
   Store(slot);
 }
 
 void TierIndex::Abandon(int32_t slot) {
-  KVIST_CHECK(at(slot).state == State::kWriting || at(slot).state == State::kDropped);
-  if (at(slot).state == State::kWriting) by_key_.erase(at(slot).block.key);
+  if (at(slot).state == State::kDropped) return FreeToWipe(slot);
+  KVIST_CHECK(at(slot).state == State::kWriting);
+  by_key_.erase(at(slot).block.key);
   Free(slot);
 }
 
@@ -106,9 +102,7 @@ bool TierIndex::Evict(const BlockKey& key, EvictionCause cause) {
     return true;
   }
   Remove(slot, cause);
-  Free(slot);
-  at(slot).wipe = true;
-  wipes_.push_back(slot);
+  FreeToWipe(slot);
   return true;
 }
 
@@ -145,6 +139,7 @@ void TierIndex::Remove(int32_t slot, EvictionCause cause) {
   victims_->Remove(slot);
   by_key_.erase(key);
   --stored_;
+  ++evictions_[static_cast<size_t>(cause)];
   const uint64_t placement = PlacementHash(key, options_.tier);
   placement_ -= placement;
   log_->Append(BlockEvicted{options_.pool, key, options_.tier, cause});
@@ -155,6 +150,12 @@ void TierIndex::Free(int32_t slot) {
   at(slot).state = State::kFree;
   at(slot).block = TierBlock();
   free_.push_back(slot);
+}
+
+void TierIndex::FreeToWipe(int32_t slot) {
+  Free(slot);
+  at(slot).wipe = true;
+  wipes_.push_back(slot);
 }
 
 void TierIndex::Use(int32_t slot) {

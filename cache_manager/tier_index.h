@@ -3,6 +3,7 @@
 #ifndef KVIST_CACHE_MANAGER_TIER_INDEX_H_
 #define KVIST_CACHE_MANAGER_TIER_INDEX_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -68,6 +69,8 @@ class TierIndex {
   // The stored block in a slot; nullopt: none. REQUIRES: 0 <= slot < num_slots().
   std::optional<TierBlock> At(int32_t slot) const;
   const Options& options() const { return options_; }
+  // By EvictionCause, since construction.
+  const std::array<uint64_t, kNumEvictionCauses>& evictions() const { return evictions_; }
   // What the stored blocks have in the log's placement digest of the pool.
   uint64_t placement() const { return placement_; }
   // INTERNAL with a description of the first violated invariant. O(slots).
@@ -86,6 +89,7 @@ class TierIndex {
   void Store(int32_t slot);
   void Remove(int32_t slot, EvictionCause cause);
   void Free(int32_t slot);
+  void FreeToWipe(int32_t slot);
   void Use(int32_t slot);
 
   const Options options_;
@@ -97,6 +101,7 @@ class TierIndex {
   std::vector<int32_t> wipes_;
   uint64_t uses_ = 0;
   int32_t stored_ = 0;
+  std::array<uint64_t, kNumEvictionCauses> evictions_{};
   uint64_t placement_ = 0;
 };
 

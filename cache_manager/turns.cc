@@ -48,6 +48,7 @@ absl::Status Validate(const SessionRecord& record) {
   if (record.tenant.value().size() > kMaxIdBytes) return InvalidField("tenant", "too long");
   if (record.model.size() > kMaxNameBytes) return InvalidField("model", "too long");
   if (record.allocation.size() > kMaxNameBytes) return InvalidField("allocation", "too long");
+  if (record.offload.size() > kMaxNameBytes) return InvalidField("offload", "too long");
   KVIST_RETURN_IF_ERROR(ValidateAttention(record.attention, kMaxWindowTokens));
   if (record.kv_format.size() > kMaxNameBytes) return InvalidField("kv_format", "too long");
   if (record.time_to_live_ms < 0) return InvalidField("time_to_live_ms", "negative");

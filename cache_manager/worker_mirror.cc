@@ -53,7 +53,7 @@ void WorkerMirror::ChangeBlock(Pool& pool, const BlockKey& key, Change change) {
       pool.counts.stored[tier] += sign;
       pool.digest.placement += sign * PlacementHash(key, static_cast<Tier>(tier));
     }
-    if (block.stored() && block.active_holders > 0) pool.counts.active += sign;
+    if (block.in_pool() && block.active_holders > 0) pool.counts.active += sign;
   };
   count(~uint64_t{0});  // minus one, mod 2^64
   change(block);
@@ -64,14 +64,14 @@ void WorkerMirror::ChangeBlock(Pool& pool, const BlockKey& key, Change change) {
 void WorkerMirror::Hold(Pool& pool, const BlockKey& key, bool active) {
   MirrorBlock& block = pool.blocks.try_emplace(key).first->second;
   ++block.holders;
-  if (active && block.active_holders++ == 0 && block.stored()) ++pool.counts.active;
+  if (active && block.active_holders++ == 0 && block.in_pool()) ++pool.counts.active;
 }
 
 void WorkerMirror::Unhold(Pool& pool, const BlockKey& key, bool active) {
   const auto entry = pool.blocks.find(key);
   MirrorBlock& block = entry->second;
   --block.holders;
-  if (active && --block.active_holders == 0 && block.stored()) --pool.counts.active;
+  if (active && --block.active_holders == 0 && block.in_pool()) --pool.counts.active;
   if (!block.stored() && block.holders == 0) pool.blocks.erase(entry);
 }
 
@@ -260,7 +260,7 @@ absl::Status WorkerMirror::CheckPool(PoolIndex index) const {
     }
     if (block.holders > 0) ++held;
     if (!block.stored() && block.holders == 0) return absl::InternalError("mirror: idle block");
-    if (block.stored() && block.active_holders > 0) ++counts.active;
+    if (block.in_pool() && block.active_holders > 0) ++counts.active;
     for (size_t tier = 0; tier < kNumTiers; ++tier) {
       if ((block.tiers >> tier & 1) == 0) continue;
       ++counts.stored[tier];

@@ -23,6 +23,7 @@ struct MirrorBlock {
   uint8_t tiers = 0;            // bit i: stored in Tier(i)
 
   bool stored() const { return tiers != 0; }
+  bool in_pool() const { return (tiers & 1) != 0; }
 };
 
 // What one session holds in one pool.
@@ -41,7 +42,7 @@ struct MirrorSession {
 // Sums over one pool, kept with every event.
 struct MirrorPoolCounts {
   std::array<uint64_t, kNumTiers> stored{};  // a block in two tiers counts in both
-  uint64_t active = 0;                       // stored, in a chain of an active session
+  uint64_t active = 0;                       // in the pool, in a chain of an active session
   uint64_t partial = 0, reserved = 0;        // without names, over all sessions
   std::array<uint64_t, kNumEvictionCauses> evictions{};
 };

@@ -67,14 +67,15 @@ v1::WorkerInfo ToProto(const cm::WorkerEntry& entry, int64_t now_ms) {
   for (size_t i = 0; i < entry.info.pools.size(); ++i) {
     *info.add_pools() = ToProto(entry.info.pools[i]);
     const cm::MirrorPoolCounts& counts = entry.mirror->counts(static_cast<cm::PoolIndex>(i));
-    const uint64_t stored = StoredBlocks(counts);
-    mirrored += stored;
+    mirrored += StoredBlocks(counts);
+    const uint64_t stored = counts.stored[static_cast<size_t>(cm::Tier::kDevice)];
     v1::PoolCounts* out = info.add_counts();
     out->set_total(static_cast<int32_t>(entry.info.pools[i].num_blocks));
     out->set_active(static_cast<int32_t>(counts.active));
     out->set_cached(static_cast<int32_t>(stored - std::min(stored, counts.active)));
     out->set_partial(static_cast<int32_t>(counts.partial));
     out->set_reserved(static_cast<int32_t>(counts.reserved));
+    out->set_disk(static_cast<int32_t>(counts.stored[static_cast<size_t>(cm::Tier::kDisk)]));
   }
   info.set_mirrored_blocks(static_cast<int64_t>(mirrored));
   return info;

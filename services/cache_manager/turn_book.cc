@@ -30,6 +30,7 @@ absl::Status TakeCacheParams(const v1::CacheParams& params, cm::SessionRecord& r
   }
   KVIST_RETURN_IF_ERROR(CheckId("cache.kv_format", params.kv_format(), EmptyId::kAllowed));
   record.kv_format = params.kv_format();
+  record.offload = OffloadName(params.offload());
   return absl::OkStatus();
 }
 
@@ -40,6 +41,7 @@ v1::CacheParams CacheOf(const cm::SessionRecord& record) {
     *params.mutable_attention() = ToProto(record.attention);
   }
   params.set_kv_format(record.kv_format);
+  params.set_offload(OffloadFromName(record.offload));
   return params;
 }
 

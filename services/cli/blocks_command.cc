@@ -42,7 +42,8 @@ nlohmann::ordered_json WorkerJson(const v1::WorkerInfo& worker) {
                      {"reserved", counts.reserved()},
                      {"partial", counts.partial()},
                      {"active", counts.active()},
-                     {"cached", counts.cached()}});
+                     {"cached", counts.cached()},
+                     {"disk", counts.disk()}});
   }
   return {{"worker", worker.worker_id()},
           {"address", worker.address()},
@@ -75,8 +76,8 @@ nlohmann::ordered_json StatsJson(const v1::GetStatsResponse& stats) {
 
 void PrintStats(const v1::GetStatsResponse& stats) {
   std::vector<std::vector<std::string>> rows = {{"WORKER", "CONFIDENCE", "POOL", "BLOCK", "TOTAL",
-                                                 "FREE", "ACTIVE", "CACHED", "PARTIAL",
-                                                 "RESERVED"}};
+                                                 "FREE", "ACTIVE", "CACHED", "PARTIAL", "RESERVED",
+                                                 "DISK"}};
   for (const v1::WorkerInfo& worker : stats.workers()) {
     for (int i = 0; i < worker.pools_size(); ++i) {
       const v1::Pool& pool = worker.pools(i);
@@ -87,7 +88,8 @@ void PrintStats(const v1::GetStatsResponse& stats) {
            absl::StrCat(pool.block_tokens(), " tokens, ", HumanBytes(pool.bytes_per_block())),
            absl::StrCat(counts.total()), absl::StrCat(FreeBlocks(counts)),
            absl::StrCat(counts.active()), absl::StrCat(counts.cached()),
-           absl::StrCat(counts.partial()), absl::StrCat(counts.reserved())});
+           absl::StrCat(counts.partial()), absl::StrCat(counts.reserved()),
+           absl::StrCat(counts.disk())});
     }
   }
   PrintTable(rows);

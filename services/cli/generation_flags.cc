@@ -34,13 +34,18 @@ void AddCacheFlags(CLI::App* command, CacheWish* cache) {
       ->add_option(
           "--cache", cache->preset,
           "paged (also dynamic); static: memory promised ahead; sliding_window; quantized: "
-          "q8; none: recompute everything for every token")
+          "q8; offloaded: blocks go to the server's disk; none: recompute everything for every "
+          "token")
       ->check(CLI::IsMember(CachePresetNames()));
   command->add_option("--window", cache->window_tokens,
                       "tokens that each one sees, itself included; 0: all");
   command->add_option("--sinks", cache->sink_tokens, "first tokens seen from beyond the window");
   command->add_option("--kv-format", cache->kv_format,
                       "f32, f16, bf16, q8 or q4, where the server has it");
+  command
+      ->add_option("--offload", cache->offload,
+                   "where blocks go between turns: off; disk, where the server has it; host")
+      ->check(CLI::IsMember({"off", "disk", "host"}));
 }
 
 absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {

@@ -103,6 +103,19 @@ void AddCacheFlags(CLI::App* command, ModelFlags* flags) {
       ->capture_default_str();
 }
 
+void AddOffloadFlags(CLI::App* command, OffloadFlags* flags) {
+  command
+      ->add_option("--offload-dir", flags->directory,
+                   "folder for KV blocks of idle sessions, of this server alone; none: no offload")
+      ->envname("KVIST_OFFLOAD_DIR");
+  command
+      ->add_option("--offload-bytes", flags->bytes,
+                   "room that it takes there, as 4GB, for each worker")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->envname("KVIST_OFFLOAD_BYTES")
+      ->capture_default_str();
+}
+
 absl::StatusOr<std::string> ResolveModel(const std::string& model) {
   if (model.empty()) return InvalidField("--model", "must name a GGUF file");
   for (const KnownModel& known : kKnownModels) {

@@ -17,6 +17,12 @@
 
 namespace kvist::services {
 
+// A folder for blocks of idle sessions; empty: none.
+struct OffloadFlags {
+  std::string directory;
+  uint64_t bytes = uint64_t{4} << 30;
+};
+
 struct ModelFlags {
   std::string model;
   int threads = 0;
@@ -27,6 +33,7 @@ struct ModelFlags {
   int64_t context_tokens = 0;
   int32_t block_tokens = 16;
   int64_t max_batch_tokens = 512;
+  OffloadFlags offload;
 };
 
 // --model, KVIST_MODEL; required unless the caller changes that.
@@ -35,6 +42,9 @@ CLI::Option* AddModelFlag(CLI::App* command, std::string* model);
 void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
 void AddCacheFlags(CLI::App* command, ModelFlags* flags);
+
+// --offload-dir, --offload-bytes: of a server.
+void AddOffloadFlags(CLI::App* command, OffloadFlags* flags);
 
 // "smollm2" and "gemma3" name files in ${XDG_CACHE_HOME:-~/.cache}/kvist/models, anything else is a
 // path. NOT_FOUND saying how to get it; INVALID_ARGUMENT for none.

@@ -72,6 +72,11 @@ absl::Status StartWorkers(const ServeFlags& flags,
     options.chat_template = flags.chat_template;
     options.engine.max_running_sequences = flags.max_sequences;
     options.engine.max_step_tokens = flags.model.max_batch_tokens;
+    if (!flags.model.offload.directory.empty()) {
+      options.offload_directory =
+          absl::StrCat(flags.model.offload.directory, "/", options.worker_id);
+      options.offload_bytes = static_cast<int64_t>(flags.model.offload.bytes);
+    }
     options.server = Internal(registry);
     KVIST_ASSIGN_OR_RETURN(auto worker, WorkerServer::Start(options, std::move(backend)));
     roles->workers.push_back(std::move(worker));
@@ -132,6 +137,7 @@ void AddServe(CLI::App& app, Run* run) {
   AddModelFlag(command, &flags->model.model);
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
+  AddOffloadFlags(command, &flags->model.offload);
   command->add_option("--workers", flags->workers, "each loads the model for itself")
       ->check(CLI::Range(1, 64))
       ->envname("KVIST_WORKER_COUNT")

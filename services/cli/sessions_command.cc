@@ -75,7 +75,8 @@ nlohmann::ordered_json ViewJson(const std::string& id, const SessionView& view) 
     json["cache"] = {{"allocation", AllocationName(cache.allocation())},
                      {"window_tokens", cache.attention().window_tokens()},
                      {"sink_tokens", cache.attention().sink_tokens()},
-                     {"kv_format", cache.kv_format()}};
+                     {"kv_format", cache.kv_format()},
+                     {"offload", OffloadName(cache.offload())}};
     json["turns"] = view.record->turns();
     json["version"] = view.record->version();
     json["created_unix_ms"] = view.record->created_unix_ms();

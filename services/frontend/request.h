@@ -58,12 +58,13 @@ struct StopChoice {
   bool ignore_model_stops = false;
 };
 
-// `allocation` as on the wire: 0 unspecified, 1 paged, 2 static, 3 none. What is not said is the
-// session's, or the server's default.
+// `allocation` as on the wire: 0 unspecified, 1 paged, 2 static, 3 none; so is `offload`: 1 off, 2
+// disk, 3 host. What is not said is the session's, or the server's default.
 struct CacheChoice {
   int allocation = 0;
   std::optional<cache_manager::AttentionSpan> attention;
   std::string kv_format;  // empty: the session's, or the worker's first
+  int offload = 0;
 };
 
 struct InferenceRequest {

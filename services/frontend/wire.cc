@@ -68,6 +68,7 @@ InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& p
     plain.cache.attention = SpanFromProto(request.cache().attention());
   }
   plain.cache.kv_format = request.cache().kv_format();
+  plain.cache.offload = request.cache().offload();
   plain.priority = request.priority();
   return plain;
 }
@@ -111,6 +112,9 @@ v1::CacheParams ResolveCache(const CacheChoice& cache, const v1::CacheParams& of
   }
   if (cache.attention.has_value()) *wire.mutable_attention() = ToProto(*cache.attention);
   if (!cache.kv_format.empty()) wire.set_kv_format(cache.kv_format);
+  if (cache.offload != v1::CacheParams::OFFLOAD_UNSPECIFIED) {
+    wire.set_offload(static_cast<v1::CacheParams::Offload>(cache.offload));
+  }
   return wire;
 }
 

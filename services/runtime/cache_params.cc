@@ -14,6 +14,7 @@ struct Preset {
   v1::CacheParams::Allocation allocation;
   AttentionSpan attention;
   std::string_view kv_format;
+  v1::CacheParams::Offload offload = v1::CacheParams::OFFLOAD_UNSPECIFIED;
 };
 
 // A window that holds a few screens of text, and as many sinks as the paper on them found enough.
@@ -25,7 +26,8 @@ constexpr Preset kPresets[] = {
     {"static", v1::CacheParams::STATIC, {}, ""},
     {"sliding_window", v1::CacheParams::PAGED, kSlidingWindow, ""},
     {"quantized", v1::CacheParams::PAGED, {}, "q8"},
-    {"none", v1::CacheParams::NONE, {}, ""},
+    {"offloaded", v1::CacheParams::PAGED, {}, "", v1::CacheParams::DISK},
+    {"none", v1::CacheParams::NONE, {}, "", v1::CacheParams::OFF},
 };
 
 const Preset* FindPreset(std::string_view name) {
@@ -59,6 +61,7 @@ absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish) {
     }
     params.set_allocation(preset->allocation);
     params.set_kv_format(std::string(preset->kv_format));
+    params.set_offload(preset->offload);
     span = preset->attention;
     says_attention = true;
   }
@@ -66,12 +69,27 @@ absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish) {
   span.sink_tokens = wish.sink_tokens.value_or(span.sink_tokens);
   if (says_attention) *params.mutable_attention() = ToProto(span);
   if (!wish.kv_format.empty()) params.set_kv_format(wish.kv_format);
+  if (!wish.offload.empty()) {
+    params.set_offload(OffloadFromName(wish.offload));
+    if (params.offload() == v1::CacheParams::OFFLOAD_UNSPECIFIED) {
+      return InvalidField("cache.offload", absl::StrCat("unknown value \"", wish.offload,
+                                                        "\"; there are off, disk, host"));
+    }
+  }
   return params;
 }
 
 absl::Status ValidateCacheParams(const v1::CacheParams& params, int64_t context_tokens) {
   if (!v1::CacheParams::Allocation_IsValid(params.allocation())) {
     return InvalidField("cache.allocation", absl::StrCat("unknown value ", params.allocation()));
+  }
+  if (!v1::CacheParams::Offload_IsValid(params.offload())) {
+    return InvalidField("cache.offload", absl::StrCat("unknown value ", params.offload()));
+  }
+  const bool offloads =
+      params.offload() == v1::CacheParams::DISK || params.offload() == v1::CacheParams::HOST;
+  if (offloads && params.allocation() == v1::CacheParams::NONE) {
+    return InvalidField("cache.offload", "a cache of allocation none keeps nothing to offload");
   }
   return cache_manager::ValidateAttention(SpanFromProto(params.attention()), context_tokens);
 }
@@ -106,6 +124,26 @@ v1::CacheParams::Allocation AllocationFromName(std::string_view name) {
     if (AllocationName(allocation) == name) return allocation;
   }
   return v1::CacheParams::ALLOCATION_UNSPECIFIED;
+}
+
+std::string_view OffloadName(v1::CacheParams::Offload offload) {
+  switch (offload) {
+    case v1::CacheParams::OFF:
+      return "off";
+    case v1::CacheParams::DISK:
+      return "disk";
+    case v1::CacheParams::HOST:
+      return "host";
+    default:
+      return "";
+  }
+}
+
+v1::CacheParams::Offload OffloadFromName(std::string_view name) {
+  for (const auto offload : {v1::CacheParams::OFF, v1::CacheParams::DISK, v1::CacheParams::HOST}) {
+    if (OffloadName(offload) == name) return offload;
+  }
+  return v1::CacheParams::OFFLOAD_UNSPECIFIED;
 }
 
 }  // namespace kvist::services

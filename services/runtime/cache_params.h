@@ -21,18 +21,21 @@ struct CacheWish {
   std::optional<int64_t> window_tokens;
   std::optional<int64_t> sink_tokens;
   std::string kv_format;  // empty: the preset's
+  std::string offload;    // "off", "disk", "host"; empty: the preset's
 };
 
-// "paged", "dynamic", "static", "sliding_window", "quantized", "none".
+// "paged", "dynamic", "static", "sliding_window", "quantized", "offloaded", "none".
 std::vector<std::string> CachePresetNames();
 
 // The fields that a wish stands for. A preset says allocation and attention; `quantized` says the
-// format too. INVALID_ARGUMENT naming the field for an unknown preset or a sliding window of 0;
-// everything else is checked where the request goes.
+// format too, `offloaded` and `none` where blocks go. INVALID_ARGUMENT naming the field for an
+// unknown preset or offload or a sliding window of 0; everything else is checked where the request
+// goes.
 absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish);
 
-// INVALID_ARGUMENT naming "cache.allocation" or as cache_manager::ValidateAttention. The format is
-// not looked at: only who knows the workers can tell.
+// INVALID_ARGUMENT naming "cache.allocation", "cache.offload" (none keeps nothing to offload) or as
+// cache_manager::ValidateAttention. The format is not looked at: only who knows the workers can
+// tell.
 absl::Status ValidateCacheParams(const v1::CacheParams& params, int64_t context_tokens);
 
 // Unset fields are 0: full attention.
@@ -43,6 +46,11 @@ v1::AttentionParams ToProto(const cache_manager::AttentionSpan& span);
 std::string_view AllocationName(v1::CacheParams::Allocation allocation);
 // ALLOCATION_UNSPECIFIED for other names.
 v1::CacheParams::Allocation AllocationFromName(std::string_view name);
+
+// "off", "disk", "host"; empty for OFFLOAD_UNSPECIFIED.
+std::string_view OffloadName(v1::CacheParams::Offload offload);
+// OFFLOAD_UNSPECIFIED for other names.
+v1::CacheParams::Offload OffloadFromName(std::string_view name);
 
 }  // namespace kvist::services
 

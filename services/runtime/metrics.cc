@@ -61,6 +61,21 @@ constexpr MetricDescription kAll[] = {
      "Requests that the worker took, by how they get their blocks."},
     {kWorker, kCounter, "kvist_evictions_total", "blocks", "worker,cause",
      "Blocks that left a tier, by cause."},
+    {kWorker, kCounter, "kvist_offload_written_blocks_total", "blocks", "worker",
+     "Blocks written to the disk tier."},
+    {kWorker, kCounter, "kvist_offload_written_bytes_total", "bytes", "worker",
+     "Bytes written to the disk tier."},
+    {kWorker, kCounter, "kvist_offload_restored_blocks_total", "blocks", "worker",
+     "Blocks read back from the disk tier."},
+    {kWorker, kCounter, "kvist_offload_restored_bytes_total", "bytes", "worker",
+     "Bytes read back from the disk tier."},
+    {kWorker, kCounter, "kvist_offload_restores_total", "sequences", "worker",
+     "Admissions that waited for blocks from the disk tier."},
+    {kWorker, kCounter, "kvist_offload_recomputes_total", "sequences", "worker",
+     "Admissions that computed what the disk tier has: measured to be faster."},
+    {kWorker, kCounter, "kvist_offload_misses_total", "blocks", "worker,reason",
+     "Blocks that the disk tier lost or never got, by reason: damaged, read_error, write_error, "
+     "not_written (evicted before, or too many waited)."},
     {kWorker, kGauge, "kvist_blocks", "blocks", "worker,pool,state,tier",
      "Blocks of each pool by state and tier."},
     {kWorker, kGauge, "kvist_memory_bytes", "bytes", "worker,part",
@@ -189,6 +204,20 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
                                     kAllocationLabels, {{"worker", id}})),
       evictions_total(Counters(registry, KVIST_ROW("evictions_total"), "cause", kCauseLabels,
                                {{"worker", id}})),
+      offload_written_blocks_total(
+          Counter(registry, KVIST_ROW("offload_written_blocks_total"), {{"worker", id}})),
+      offload_written_bytes_total(
+          Counter(registry, KVIST_ROW("offload_written_bytes_total"), {{"worker", id}})),
+      offload_restored_blocks_total(
+          Counter(registry, KVIST_ROW("offload_restored_blocks_total"), {{"worker", id}})),
+      offload_restored_bytes_total(
+          Counter(registry, KVIST_ROW("offload_restored_bytes_total"), {{"worker", id}})),
+      offload_restores_total(
+          Counter(registry, KVIST_ROW("offload_restores_total"), {{"worker", id}})),
+      offload_recomputes_total(
+          Counter(registry, KVIST_ROW("offload_recomputes_total"), {{"worker", id}})),
+      offload_misses_total(Counters(registry, KVIST_ROW("offload_misses_total"), "reason",
+                                    kOffloadMissLabels, {{"worker", id}})),
       blocks(GaugeFamily(registry, KVIST_ROW("blocks"))),
       memory_bytes(GaugeFamily(registry, KVIST_ROW("memory_bytes"))),
       manager_connected(Gauge(registry, KVIST_ROW("manager_connected"), {{"worker", id}})),

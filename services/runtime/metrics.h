@@ -41,6 +41,9 @@ inline constexpr std::array<const char*, kFinishReasons> kFinishReasonLabels = {
 inline constexpr size_t kAllocations = 3;  // as worker::Allocation
 inline constexpr std::array<const char*, kAllocations> kAllocationLabels = {"paged", "static",
                                                                             "none"};
+inline constexpr size_t kOffloadMisses = 4;
+inline constexpr std::array<const char*, kOffloadMisses> kOffloadMissLabels = {
+    "damaged", "read_error", "write_error", "not_written"};
 inline constexpr size_t kEvictionCauses = 6;  // as cache_manager::EvictionCause
 
 // The frontend's. Thread-safe; REQUIRES: the registry outlives it.
@@ -77,6 +80,13 @@ struct WorkerMetrics {
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;
   std::array<prometheus::Counter*, kAllocations> cache_requests_total;
   std::array<prometheus::Counter*, kEvictionCauses> evictions_total;
+  prometheus::Counter& offload_written_blocks_total;
+  prometheus::Counter& offload_written_bytes_total;
+  prometheus::Counter& offload_restored_blocks_total;
+  prometheus::Counter& offload_restored_bytes_total;
+  prometheus::Counter& offload_restores_total;
+  prometheus::Counter& offload_recomputes_total;
+  std::array<prometheus::Counter*, kOffloadMisses> offload_misses_total;
   prometheus::Family<prometheus::Gauge>& blocks;        // labels: BlockLabels
   prometheus::Family<prometheus::Gauge>& memory_bytes;  // labels: worker, part
   prometheus::Gauge& manager_connected;                 // 1 while the stream to the manager is up

@@ -25,7 +25,7 @@ namespace cm = ::kvist::cache_manager;
 
 static_assert(std::endian::native == std::endian::little, "token ids are stored little-endian");
 
-constexpr int64_t kSchemaVersion = 2;
+constexpr int64_t kSchemaVersion = 3;
 constexpr int64_t kApplicationId = 0x4b565354;  // "KVST"
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
@@ -40,27 +40,35 @@ constexpr char kSchema[] = R"sql(
     open_begun_ms INTEGER NOT NULL, open_expires_ms INTEGER NOT NULL, open_request BLOB NOT NULL,
     window_tokens INTEGER NOT NULL, sink_tokens INTEGER NOT NULL,
     expires_ms INTEGER NOT NULL, history_tokens INTEGER NOT NULL,
-    last_answer_text_bytes INTEGER NOT NULL DEFAULT -1) WITHOUT ROWID;
+    last_answer_text_bytes INTEGER NOT NULL DEFAULT -1,
+    offload TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
   CREATE INDEX sessions_by_expiry ON sessions (expires_ms);
   CREATE TABLE histories (id TEXT PRIMARY KEY NOT NULL, tokens BLOB NOT NULL);
 )sql";
 
-// A store of version 1 calls one column otherwise and lacks three; -1: all of the answer's text.
+// A store of version 1 calls one column otherwise and lacks four, one of version 2 lacks the last;
+// -1: all of the answer's text.
 constexpr char kFromVersion1[] = R"sql(
   ALTER TABLE sessions RENAME COLUMN cache_kind TO allocation;
   ALTER TABLE sessions ADD COLUMN window_tokens INTEGER NOT NULL DEFAULT 0;
   ALTER TABLE sessions ADD COLUMN sink_tokens INTEGER NOT NULL DEFAULT 0;
   ALTER TABLE sessions ADD COLUMN last_answer_text_bytes INTEGER NOT NULL DEFAULT -1;
+  ALTER TABLE sessions ADD COLUMN offload TEXT NOT NULL DEFAULT '';
+)sql";
+
+constexpr char kFromVersion2[] = R"sql(
+  ALTER TABLE sessions ADD COLUMN offload TEXT NOT NULL DEFAULT '';
 )sql";
 
 #define KVIST_COLUMNS                                                                             \
   "id, tenant, model, allocation, kv_format, version, created_ms, used_ms, ttl_ms, last_finish, " \
   "last_turn, turns, last_answer_tokens, open_turn, open_request_id, open_seed, open_begun_ms, "  \
   "open_expires_ms, open_request, window_tokens, sink_tokens, expires_ms, history_tokens, "       \
-  "last_answer_text_bytes"
+  "last_answer_text_bytes, offload"
 
 constexpr int kHistoryTokensColumn = 22;
 constexpr int kAnswerTextBytesColumn = 23;
+constexpr int kOffloadColumn = 24;
 
 std::string_view BytesOf(std::span<const int32_t> tokens) {
   return {reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()};
@@ -102,6 +110,7 @@ void BindSession(const StoredSession& session, SqliteStatement& statement) {
   statement.Bind(21, record.attention.sink_tokens);
   statement.Bind(22, ExpiryMs(record));
   statement.Bind(24, session.last_answer_text_bytes.value_or(-1));
+  statement.BindText(kOffloadColumn + 1, record.offload);
 }
 
 StoredSession ReadSession(const SqliteStatement& row) {
@@ -129,6 +138,7 @@ StoredSession ReadSession(const SqliteStatement& row) {
   }
   session.open_request = std::string(row.Bytes(18));
   record.attention = {.window_tokens = row.Int(19), .sink_tokens = row.Int(20)};
+  record.offload = std::string(row.Bytes(kOffloadColumn));
   const int64_t text_bytes = row.Int(kAnswerTextBytesColumn);
   if (text_bytes >= 0) session.last_answer_text_bytes = text_bytes;
   return session;
@@ -142,14 +152,14 @@ struct Statements {
   absl::Status Prepare(SqliteDatabase& database) {
     const std::pair<std::unique_ptr<SqliteStatement>*, const char*> all[] = {
         {&insert, "INSERT INTO sessions (" KVIST_COLUMNS ") VALUES "
-                  "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"},
+                  "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"},
         {&insert_history, "INSERT INTO histories (id, tokens) VALUES (?, ?)"},
         {&select, "SELECT " KVIST_COLUMNS " FROM sessions WHERE id = ?"},
         {&select_history, "SELECT tokens FROM histories WHERE id = ?"},
         {&select_version, "SELECT version FROM sessions WHERE id = ?"},
         {&update,
          "UPDATE sessions SET (" KVIST_COLUMNS ") = (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,"
-         "?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,coalesce(?23,history_tokens),?24) "
+         "?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,coalesce(?23,history_tokens),?24,?25) "
          "WHERE id = ?1"},
         {&update_history, "UPDATE histories SET tokens = ?2 WHERE id = ?1"},
         {&erase, "DELETE FROM sessions WHERE id = ?"},
@@ -240,10 +250,11 @@ absl::Status SqliteStore::SetUp() {
   KVIST_ASSIGN_OR_RETURN(const int64_t tables,
                          database_->QueryInt("SELECT count(*) FROM sqlite_schema"));
   const bool is_new = tables == 0 && version == 0;
-  if (is_new || (owner == kApplicationId && version == 1)) {
+  const bool upgrades = owner == kApplicationId && (version == 1 || version == 2);
+  if (is_new || upgrades) {
+    const char* const sql = is_new ? kSchema : version == 1 ? kFromVersion1 : kFromVersion2;
     KVIST_RETURN_IF_ERROR(Transact([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      return database_->Execute(absl::StrCat(is_new ? kSchema : kFromVersion1,
-                                             "PRAGMA user_version = ", kSchemaVersion,
+      return database_->Execute(absl::StrCat(sql, "PRAGMA user_version = ", kSchemaVersion,
                                              "; PRAGMA application_id = ", kApplicationId)
                                     .c_str());
     }));

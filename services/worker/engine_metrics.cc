@@ -3,8 +3,10 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "cache_manager/tier_index.h"
 #include "common/base/status.h"
 #include "worker/kv/layout.h"
+#include "worker/kv/tiers/disk_store.h"
 
 namespace kvist::services {
 namespace {
@@ -17,8 +19,13 @@ void Raise(prometheus::Counter& counter, uint64_t from, uint64_t to) {
 
 }  // namespace
 
-EngineMetrics::EngineMetrics(const worker::Backend& backend, WorkerMetrics* metrics)
+EngineMetrics::EngineMetrics(const worker::Backend& backend, const worker::DiskStore* disk,
+                             WorkerMetrics* metrics)
     : metrics_(metrics) {
+  if (disk != nullptr) {
+    metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", "offload"}})
+        .Set(static_cast<double>(disk->memory_bytes()));
+  }
   for (const worker::MemoryPart& part : backend.memory()) {
     metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", part.name}})
         .Set(static_cast<double>(part.bytes));
@@ -32,6 +39,10 @@ EngineMetrics::EngineMetrics(const worker::Backend& backend, WorkerMetrics* metr
       gauges[i++] = &metrics_->blocks.Add(metrics_->BlockLabels(name, state, "device"));
     }
     gauges[0]->Set(pool.num_blocks);
+    if (disk == nullptr) continue;
+    disk_blocks_.push_back(
+        {.cached = &metrics_->blocks.Add(metrics_->BlockLabels(name, "cached", "disk")),
+         .free = &metrics_->blocks.Add(metrics_->BlockLabels(name, "free", "disk"))});
   }
 }
 
@@ -52,10 +63,14 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
     metrics_->step_seconds.Observe(stats.last_step_seconds);
     metrics_->batch_tokens.Observe(static_cast<double>(stats.last_batch_tokens));
   }
+  UpdateOffload(stats.offload);
   last_ = stats;
   std::array<uint64_t, kEvictionCauses> evictions{};
   for (const auto& pool : state.pools) {
     for (size_t i = 0; i < kEvictionCauses; ++i) evictions[i] += pool->evictions()[i];
+  }
+  for (const auto& tier : state.tiers) {
+    for (size_t i = 0; i < kEvictionCauses; ++i) evictions[i] += tier->evictions()[i];
   }
   for (size_t i = 0; i < kEvictionCauses; ++i) {
     Raise(*metrics_->evictions_total[i], last_evictions_[i], evictions[i]);
@@ -68,6 +83,27 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
     const int32_t by_state[kStates] = {counts.free, counts.reserved, counts.active, counts.cached,
                                        counts.moving};
     for (size_t s = 0; s < kStates; ++s) blocks_[i][s]->Set(by_state[s]);
+    if (disk_blocks_.empty()) continue;
+    const cache_manager::TierIndex& tier = *state.tiers[i];
+    disk_blocks_[i].cached->Set(tier.stored());
+    disk_blocks_[i].free->Set(tier.num_slots() - tier.stored());
+  }
+}
+
+void EngineMetrics::UpdateOffload(const worker::OffloadStats& stats) {
+  const worker::OffloadStats& last = last_.offload;
+  Raise(metrics_->offload_written_blocks_total, last.written_blocks, stats.written_blocks);
+  Raise(metrics_->offload_written_bytes_total, last.written_bytes, stats.written_bytes);
+  Raise(metrics_->offload_restored_blocks_total, last.restored_blocks, stats.restored_blocks);
+  Raise(metrics_->offload_restored_bytes_total, last.restored_bytes, stats.restored_bytes);
+  Raise(metrics_->offload_restores_total, last.restores, stats.restores);
+  Raise(metrics_->offload_recomputes_total, last.recomputes, stats.recomputes);
+  const uint64_t from[kOffloadMisses] = {last.damaged_blocks, last.read_errors, last.write_errors,
+                                         last.dropped_writes};
+  const uint64_t to[kOffloadMisses] = {stats.damaged_blocks, stats.read_errors, stats.write_errors,
+                                       stats.dropped_writes};
+  for (size_t i = 0; i < kOffloadMisses; ++i) {
+    Raise(*metrics_->offload_misses_total[i], from[i], to[i]);
   }
 }
 

@@ -17,7 +17,9 @@ namespace kvist::services {
 class EngineMetrics {
  public:
   // REQUIRES: metrics outlives it.
-  EngineMetrics(const worker::Backend& backend, WorkerMetrics* metrics);
+  // `disk`: null: none.
+  EngineMetrics(const worker::Backend& backend, const worker::DiskStore* disk,
+                WorkerMetrics* metrics);
   // After a step. Block counts are looked at every 100 ms.
   void Update(const worker::EngineStats& stats, const worker::EngineState& state,
               MonotonicTime now);
@@ -28,7 +30,14 @@ class EngineMetrics {
   worker::EngineStats last_;
   std::array<uint64_t, kEvictionCauses> last_evictions_{};
   MonotonicTime last_blocks_;
+  void UpdateOffload(const worker::OffloadStats& stats);
+
   std::vector<std::array<prometheus::Gauge*, kStates>> blocks_;  // by pool
+  struct DiskGauges {
+    prometheus::Gauge* cached = nullptr;
+    prometheus::Gauge* free = nullptr;
+  };
+  std::vector<DiskGauges> disk_blocks_;  // by pool; empty: no disk
 };
 
 }  // namespace kvist::services

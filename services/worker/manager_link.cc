@@ -76,7 +76,8 @@ bool ManagerLink::RunOnce() {
   const bool engine_runs = options_.engine->RunBetweenSteps([&](worker::EngineState& state) {
     if (side_ == nullptr) {
       side_ = std::make_unique<cm::WorkerSide>(
-          options_.info, cm::WorkerSide::Sources{state.pools, &state.sessions, &state.events});
+          options_.info,
+          cm::WorkerSide::Sources{state.pools, &state.sessions, &state.events, state.tiers});
     }
     hello = side_->Connect(NowMs());
   });

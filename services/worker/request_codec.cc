@@ -93,6 +93,8 @@ absl::StatusOr<worker::CacheOptions> ParseCache(const v1::CacheParams& params,
     options.allocation = worker::Allocation::kNone;
   }
   options.attention = SpanFromProto(params.attention());
+  if (params.offload() == v1::CacheParams::DISK) options.offload = worker::OffloadTier::kDisk;
+  if (params.offload() == v1::CacheParams::HOST) options.offload = worker::OffloadTier::kHost;
   if (!params.kv_format().empty()) {
     auto format = worker::KvFormatFromName(params.kv_format());
     if (!format.ok()) {

@@ -16,6 +16,7 @@
 #include "services/worker/model_answer.h"
 #include "services/worker/stream_relay.h"
 #include "services/worker/worker_service.h"
+#include "worker/engine/offload.h"
 #include "worker/kv/layout.h"
 
 namespace kvist::services {
@@ -66,7 +67,7 @@ class Server final : public WorkerServer {
         worker_id_(model.worker_id()),
         registry_(options.server.registry),
         metrics_(*registry_, worker_id_),
-        engine_metrics_(*backend, &metrics_),
+        engine_metrics_(*backend, options.engine.disk.get(), &metrics_),
         relay_(clock_),
         engine_(MakeEngineOptions(), std::move(backend), clock_),
         service_({.engine = &engine_,
@@ -204,6 +205,14 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(
     }
     *model.mutable_vocabulary() = ToProto(*options.vocabulary);
     options.vocabulary.reset();
+  }
+  if (!options.offload_directory.empty()) {
+    static const SystemClock clock;
+    KVIST_ASSIGN_OR_RETURN(options.engine.disk,
+                           worker::OpenDiskStore({.directory = options.offload_directory,
+                                                  .bytes = options.offload_bytes,
+                                                  .clock = &clock},
+                                                 *backend));
   }
   auto server = std::make_unique<Server>(options, std::move(backend), std::move(model));
   KVIST_RETURN_IF_ERROR(server->Listen());

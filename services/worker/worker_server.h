@@ -24,6 +24,9 @@ struct WorkerServerOptions {
   std::optional<text::Vocabulary>
       vocabulary;             // in place of the file's: model_path may then be empty
   std::string chat_template;  // name of a chat format; empty: recognise the file's
+  // A directory for blocks of idle sessions, of this worker alone; empty: none. And its budget.
+  std::string offload_directory;
+  int64_t offload_bytes = 0;
   worker::EngineOptions engine;
   const Clock* clock = nullptr;  // outlives the server; null: the machine's
   RoleServerOptions server;
@@ -34,7 +37,8 @@ class WorkerServer {
  public:
   // Starts the engine and serves; ready at once, with or without a manager. Errors as
   // RoleServer::Start, and of the vocabulary (with neither a path nor a vocabulary, GetModel has
-  // none). INVALID_ARGUMENT: worker_id, or a vocabulary that has not the model's number of tokens.
+  // none). INVALID_ARGUMENT: worker_id, a vocabulary that has not the model's number of tokens, and
+  // as DiskStore::Open.
   static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(
       const WorkerServerOptions& options, std::unique_ptr<worker::Backend> backend);
   virtual ~WorkerServer() = default;

@@ -141,7 +141,8 @@ inline Generated Generate(v1::Worker::Stub& stub, const v1::WorkerGenerateReques
 inline std::set<std::string> BlocksOfPool(worker::Engine& engine) {
   std::set<std::string> blocks;
   engine.RunBetweenSteps([&](worker::EngineState& state) {
-    cache_manager::SnapshotBuilder snapshot({state.pools, &state.sessions, &state.events});
+    cache_manager::SnapshotBuilder snapshot(
+        {state.pools, &state.sessions, &state.events, state.tiers});
     while (true) {
       const auto slice = snapshot.NextSlice(1000);
       for (const cache_manager::Event& event : slice.events) {

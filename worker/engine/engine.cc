@@ -13,6 +13,7 @@
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "worker/engine/engine_core.h"
+#include "worker/kv/tiers/disk_store.h"
 
 namespace kvist::worker {
 namespace {
@@ -20,6 +21,8 @@ namespace {
 // How long the loop waits when live requests exist and none can run: only while someone outside
 // holds blocks.
 constexpr std::chrono::milliseconds kBlockedWait{10};
+// How long a stop waits for blocks to reach the disk: some GB, and within a container's grace.
+constexpr std::chrono::seconds kFlushTime{10};
 // Advice to a client that found the queue full: a few steps.
 constexpr int64_t kQueueRetryMs = 200;
 
@@ -46,7 +49,10 @@ std::string_view FinishReasonName(FinishReason reason) {
 class Engine::Loop {
  public:
   Loop(const EngineOptions& options, std::unique_ptr<Backend> backend, const Clock* clock);
-  ~Loop() { Stop(); }
+  ~Loop() {
+    Stop();
+    if (options_.disk != nullptr) options_.disk->SetOnDone(nullptr);
+  }
 
   void Start() ABSL_LOCKS_EXCLUDED(mutex_);
   void Stop() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -101,6 +107,7 @@ class Engine::Loop {
   CondVar work_done_;  // callers of RunBetweenSteps and Stop
   Life life_ ABSL_GUARDED_BY(mutex_) = Life::kNew;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool disk_done_ ABSL_GUARDED_BY(mutex_) = false;  // something to take from the disk tier
   std::vector<Command> inbox_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<Work>> work_inbox_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<RequestId, const TokenSink*> live_ids_ ABSL_GUARDED_BY(mutex_);
@@ -119,6 +126,12 @@ Engine::Loop::Loop(const EngineOptions& options, std::unique_ptr<Backend> backen
     cancelled_ids_.erase(id);
   });
   load_ = core_.load();
+  if (options_.disk == nullptr) return;
+  options_.disk->SetOnDone([this] {
+    MutexLock lock(mutex_);
+    disk_done_ = true;
+    wake_.NotifyAll();
+  });
 }
 
 void Engine::Loop::Start() {
@@ -252,13 +265,14 @@ void Engine::Loop::Run() {
 
 bool Engine::Loop::TakeInbox(bool ran) {
   MutexLock lock(mutex_);
-  while (!ran && inbox_.empty() && work_inbox_.empty() && life_ == Life::kRunning) {
+  while (!ran && !disk_done_ && inbox_.empty() && work_inbox_.empty() && life_ == Life::kRunning) {
     if (core_.idle()) {
       wake_.Wait(mutex_);
     } else if (!wake_.WaitUntil(mutex_, std::chrono::steady_clock::now() + kBlockedWait)) {
       break;
     }
   }
+  disk_done_ = false;
   commands_.swap(inbox_);
   works_.swap(work_inbox_);
   return life_ == Life::kRunning;
@@ -304,6 +318,7 @@ void Engine::Loop::End() {
   RunInbox();
   between_steps_ = false;
   core_.EndAll(Unavailable(ErrorReason::kDraining, "the worker is stopping"));
+  core_.FlushOffload(kFlushTime);
   between_steps_ = true;
   Publish();
   if (options_.on_step) options_.on_step();

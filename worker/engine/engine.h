@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,9 +20,12 @@
 
 namespace kvist::cache_manager {
 class EventLog;
-}
+class TierIndex;
+}  // namespace kvist::cache_manager
 
 namespace kvist::worker {
+
+class DiskStore;
 
 struct EngineOptions {
   size_t max_queue = 256;  // requests waiting for their first schedule; one more is refused
@@ -29,8 +33,20 @@ struct EngineOptions {
   int64_t max_step_tokens =
       256;                      // token budget of a step: decode first, the rest for prefill chunks
   size_t max_sessions = 65536;  // in the session table
+  std::shared_ptr<DiskStore> disk;  // of the backend's pools and this engine's alone; null: none
   // Called after each step and at least every 100 ms when something changed, on the loop's thread.
   std::function<void()> on_step;
+};
+
+// Of the disk tier, since start.
+struct OffloadStats {
+  uint64_t written_blocks = 0, written_bytes = 0;
+  uint64_t restored_blocks = 0, restored_bytes = 0;
+  uint64_t restores = 0;        // sequences that waited for blocks
+  uint64_t recomputes = 0;      // those for which computing was measured to be cheaper
+  uint64_t damaged_blocks = 0;  // read, and not what was written
+  uint64_t read_errors = 0, write_errors = 0;
+  uint64_t dropped_writes = 0;  // evicted before their turn to be written, or too many waited
 };
 
 // A step's numbers for metrics, accumulated since start. Read by anyone.
@@ -43,6 +59,7 @@ struct EngineStats {
   uint64_t preemptions = 0;
   uint64_t finished[5] = {};                // by FinishReason
   uint64_t requests[kNumAllocations] = {};  // taken in, by Allocation
+  OffloadStats offload;
   int64_t running = 0;
   int64_t waiting = 0;
   int64_t last_batch_tokens = 0;
@@ -55,6 +72,8 @@ struct EngineState {
   cache_manager::SessionTable& sessions;
   cache_manager::EventLog& events;
   cache_manager::WorkerLoad load;
+  // Of the disk, one for each pool; empty: none.
+  std::span<const std::unique_ptr<cache_manager::TierIndex>> tiers;
 };
 
 // Thread-safe. Owns the backend and, between Start and Stop, one thread.

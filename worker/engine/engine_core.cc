@@ -44,6 +44,10 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
   limits_.vocab = backend_->model().vocab;
   limits_.context_tokens = backend_->model().context_tokens;
   MakePools();
+  if (options.disk == nullptr) return;
+  limits_.disk = true;
+  offload_ = std::make_unique<Offload>(options.disk,
+                                       Offload::Sources{backend_.get(), &pools_, &events_, clock_});
 }
 
 EngineCore::~EngineCore() { EndAll(Unavailable(ErrorReason::kDraining, "the worker has stopped")); }
@@ -131,12 +135,18 @@ void EngineCore::EndAll(const absl::Status& status) {
   while (!live_.empty()) Finish(*live_.begin()->second, FinishReason::kError, status);
 }
 
+void EngineCore::FlushOffload(std::chrono::milliseconds most) {
+  if (offload_ != nullptr) offload_->Flush(most);
+}
+
 bool EngineCore::Step() {
+  if (offload_ != nullptr) offload_->Poll();
   ExpireDeadlines();
   scheduler_.Schedule(&plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
   if (!plan_.chunks.empty()) {
     const MonotonicTime start = clock_->Now();
+    const uint64_t prefilled = stats_.prefill_tokens;
     const absl::StatusOr<Logits> logits = backend_->Run(MakeBatch());
     if (logits.ok()) {
       Postprocess(*logits);
@@ -144,6 +154,10 @@ bool EngineCore::Step() {
       FailBatch(logits.status());
     }
     CountStep(SecondsBetween(start, clock_->Now()));
+    if (offload_ != nullptr) {
+      offload_->CountStep(static_cast<int64_t>(stats_.prefill_tokens - prefilled),
+                          plan_.total_tokens, stats_.last_step_seconds);
+    }
   }
   return !plan_.chunks.empty();
 }
@@ -164,6 +178,7 @@ void EngineCore::ExpireDeadlines() {
 
 bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
   LiveRequest& live = LiveOf(sequence);
+  if (live.offloads() && offload_->StartRestore(live, spare_blocks)) return false;
   // The newest token is always computed: its logits are wanted.
   const int64_t limit = live.known_tokens - 1;
   live.blocks.MatchBlocks(live.tokens, limit);
@@ -205,6 +220,8 @@ std::optional<int64_t> EngineCore::LossOf(const Sequence& victim, const Sequence
 
 void EngineCore::Preempt(Sequence& sequence) {
   LiveRequest& live = LiveOf(sequence);
+  if (live.offloads()) offload_->WriteBack(live);
+  live.restore_tried = false;
   live.blocks.Release(live.tokens);
   live.stored_tokens = 0;
   ++live.preemptions;
@@ -336,6 +353,10 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
   const std::unique_ptr<LiveRequest> owned = std::move(found->second);
   live_.erase(found);
   scheduler_.Remove(&live);
+  if (live.offloads()) {
+    offload_->Forget(live);
+    offload_->WriteBack(live);
+  }
   live.blocks.Release(live.tokens);
   if (live.first_scheduled.has_value()) {
     if (live.in_session()) session_holds_.End(live.member);
@@ -365,8 +386,15 @@ void EngineCore::CountStep(double seconds) {
   stats_.last_step_seconds = seconds;
 }
 
+EngineState EngineCore::state() {
+  EngineState state{pools_, sessions_, events_, load(), {}};
+  if (offload_ != nullptr) state.tiers = offload_->tiers();
+  return state;
+}
+
 EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
+  if (offload_ != nullptr) stats.offload = offload_->stats();
   stats.running = static_cast<int64_t>(scheduler_.running().size());
   stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
   return stats;
@@ -385,7 +413,11 @@ cache_manager::WorkerLoad EngineCore::load() const {
 }
 
 absl::Status EngineCore::CheckInvariants() const {
-  for (const auto& pool : pools_) KVIST_RETURN_IF_ERROR(pool->CheckInvariants());
+  for (size_t i = 0; i < pools_.size(); ++i) {
+    const uint64_t on_disk = offload_ == nullptr ? 0 : offload_->tiers()[i]->placement();
+    KVIST_RETURN_IF_ERROR(pools_[i]->CheckInvariants(on_disk));
+  }
+  if (offload_ != nullptr) KVIST_RETURN_IF_ERROR(offload_->CheckInvariants());
   KVIST_RETURN_IF_ERROR(sessions_.CheckInvariants());
   if (scheduler_.running().size() + scheduler_.waiting().size() != live_.size()) {
     return absl::InternalError("engine 1: live requests and the scheduler");

@@ -2,6 +2,7 @@
 #ifndef KVIST_WORKER_ENGINE_ENGINE_CORE_H_
 #define KVIST_WORKER_ENGINE_ENGINE_CORE_H_
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "cache_manager/event_log.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/live_request.h"
+#include "worker/engine/offload.h"
 #include "worker/engine/request_limits.h"
 #include "worker/engine/session_holds.h"
 #include "worker/sampling/sampler.h"
@@ -45,13 +47,15 @@ class EngineCore final : private BlockLedger {
   void Cancel(const RequestId& id);
   // Ends everything with `status` (kError).
   void EndAll(const absl::Status& status);
+  // Waits until blocks that are to be offloaded have reached the disk, at most so long.
+  void FlushOffload(std::chrono::milliseconds most);
   // One step: expire deadlines, schedule, run, sample, publish. False if nothing could run.
   bool Step();
 
   bool idle() const { return live_.empty(); }
   // Requests that were never scheduled.
   size_t unscheduled() const { return unscheduled_; }
-  EngineState state() { return {pools_, sessions_, events_, load()}; }
+  EngineState state();
   cache_manager::WorkerLoad load() const;
   EngineStats stats() const;
   const Backend& backend() const { return *backend_; }
@@ -88,6 +92,7 @@ class EngineCore final : private BlockLedger {
   std::vector<std::unique_ptr<cache_manager::BlockPool>> pools_;
   cache_manager::SessionTable sessions_;
   SessionHolds session_holds_;
+  std::unique_ptr<Offload> offload_;  // null: no disk tier
   std::vector<std::unique_ptr<FormatCache>> formats_;
   Scheduler scheduler_;
   Sampler sampler_;

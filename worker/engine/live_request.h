@@ -31,6 +31,7 @@ struct LiveRequest : Sequence {
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt_ids.size()); }
   int64_t generated_tokens() const { return known_tokens - prompt_tokens(); }
   bool caches() const { return request.cache.allocation != Allocation::kNone; }
+  bool offloads() const { return request.cache.offload == OffloadTier::kDisk; }
   bool in_session() const { return caches() && !request.session.empty(); }
 
   GenerateRequest request;
@@ -42,6 +43,7 @@ struct LiveRequest : Sequence {
   SessionMember member;         // once scheduled, in a session
   int64_t cached_tokens = 0;
   int64_t preemptions = 0;
+  bool restore_tried = false;  // since it last gave blocks back
   MonotonicTime queued;
   std::optional<MonotonicTime> first_scheduled;
   std::optional<MonotonicTime> first_token;

@@ -26,11 +26,16 @@ namespace kvist::worker {
 enum class Allocation : uint8_t { kPaged, kStatic, kNone };
 inline constexpr size_t kNumAllocations = 3;
 
-// Independent of each other: every combination runs.
+// Where named blocks go beside their pool when a sequence ends or is preempted, to come back before
+// it runs again. kHost: memory of the host, for devices that have their own.
+enum class OffloadTier : uint8_t { kOff, kDisk, kHost };
+
+// Independent of each other: every combination runs but a cache that is not kept and is offloaded.
 struct CacheOptions {
   Allocation allocation = Allocation::kPaged;
   cache_manager::AttentionSpan attention;  // sequences of different spans share no blocks
   std::optional<KvFormat> kv_format;       // nullopt: the worker's first configured one
+  OffloadTier offload = OffloadTier::kOff;
 };
 
 struct GenerateRequest {

@@ -32,6 +32,26 @@ absl::StatusOr<const KvCache*> PickFormat(const RequestLimits& limits, CacheOpti
                                        " is not served here; there is " + served);
 }
 
+absl::Status CheckOffload(const RequestLimits& limits, const CacheOptions& cache) {
+  switch (cache.offload) {
+    case OffloadTier::kOff:
+      return absl::OkStatus();
+    case OffloadTier::kHost:
+      return InvalidField("cache.offload",
+                          std::string("host is not served here: the KV pools are in the host's "
+                                      "memory already; there is off") +
+                              (limits.disk ? ", disk" : ""));
+    case OffloadTier::kDisk:
+      break;
+  }
+  if (!limits.disk) {
+    return InvalidField("cache.offload",
+                        "disk is not served here: the worker has no --offload-dir; there is off");
+  }
+  if (cache.allocation != Allocation::kNone) return absl::OkStatus();
+  return InvalidField("cache.offload", "a cache of allocation none keeps nothing to offload");
+}
+
 // REQUIRES: max_new_tokens is cut.
 absl::Status CheckPromise(const KvCache& format, const GenerateRequest& request) {
   if (request.cache.allocation != Allocation::kStatic) return absl::OkStatus();
@@ -59,6 +79,7 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
   KVIST_RETURN_IF_ERROR(
       cache_manager::ValidateAttention(request->cache.attention, limits.context_tokens));
   KVIST_ASSIGN_OR_RETURN(const KvCache* const format, PickFormat(limits, &request->cache));
+  KVIST_RETURN_IF_ERROR(CheckOffload(limits, request->cache));
   const int64_t held = format->CapacityTokens(request->cache.attention);
   const int64_t prompt = static_cast<int64_t>(request->prompt_ids.size());
   if (prompt >= limits.context_tokens) {

@@ -16,6 +16,7 @@ struct RequestLimits {
   int64_t context_tokens = 0;
   // One for each KV format that is served, the first is the default. Only their constants are read.
   std::vector<const KvCache*> formats;
+  bool disk = false;  // there is a disk tier
 };
 inline constexpr int32_t kMaxPriority = 100;
 

@@ -58,9 +58,9 @@ void Scheduler::SchedulePrefills(Plan* plan) {
   const Sequence* last = nullptr;
   while (plan->total_tokens < options_.max_step_tokens) {
     Sequence* next = NextRunning(SequenceState::kPrefill, last);
-    if (!short_of_blocks_ && !waiting_.empty() &&
-        (next == nullptr || ServedBefore(*waiting_.front(), *next))) {
-      if (AdmitFirst()) continue;
+    Sequence* const ready = short_of_blocks_ ? nullptr : FirstReady();
+    if (ready != nullptr && (next == nullptr || ServedBefore(*ready, *next))) {
+      if (Admit(ready) || ready->restoring) continue;
     }
     if (next == nullptr) return;
     last = next;
@@ -83,18 +83,23 @@ Sequence* Scheduler::NextRunning(SequenceState state, const Sequence* after) con
   return next == running_.end() ? nullptr : *next;
 }
 
-// Moves the first waiting sequence to the running ones. False if it must wait; nobody is asked
-// again in this step.
-bool Scheduler::AdmitFirst() {
-  Sequence* sequence = waiting_.front();
+Sequence* Scheduler::FirstReady() const {
+  const auto ready = std::find_if(waiting_.begin(), waiting_.end(),
+                                  [](const Sequence* s) { return !s->restoring; });
+  return ready == waiting_.end() ? nullptr : *ready;
+}
+
+// Moves a waiting sequence to the running ones. False if it must wait; unless that is for its own
+// blocks, nobody is asked again in this step.
+bool Scheduler::Admit(Sequence* sequence) {
   const int64_t running = static_cast<int64_t>(running_.size());
   // A spare block for each running sequence: they will want one soon, and taking it from the
   // newcomer would undo its work.
   if (running >= options_.max_running_sequences || !ledger_->Admit(*sequence, running)) {
-    short_of_blocks_ = true;
+    short_of_blocks_ = !sequence->restoring;
     return false;
   }
-  waiting_.erase(waiting_.begin());
+  std::erase(waiting_, sequence);
   sequence->state = SequenceState::kPrefill;
   sequence->planned_tokens = 0;
   InsertInOrder(running_, sequence);

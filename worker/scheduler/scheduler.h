@@ -19,7 +19,8 @@ class BlockLedger {
   // Takes what the prefix cache has of a waiting sequence and sets its stored_tokens. False, and
   // nothing is held, if the pools cannot hold all its known tokens now with `spare_blocks` left in
   // each; for one that is not preemptible, all tokens it will ever have, which are promised to it
-  // then. REQUIRES: nothing is held.
+  // then. False also if blocks of it are being read first: it is `restoring` then, and is asked for
+  // again when it is not. REQUIRES: nothing is held, it is not restoring.
   virtual bool Admit(Sequence& sequence, int64_t spare_blocks) = 0;
   // Takes blocks for up to `tokens` beyond the stored ones. Returns how many of them have blocks
   // now.
@@ -53,7 +54,7 @@ struct Plan {
 //      max_step_tokens tokens, however long the prompts are.
 //   2. The rest of the budget goes to prefill chunks and to admissions, in the order of service.
 //      Who is first in the queue and does not fit holds up those behind, so nobody starves by being
-//      passed over.
+//      passed over. One whose blocks are being read is passed over meanwhile, once an admission.
 //   3. Who needs a block when there is none takes it from one behind itself in the order of
 //      service: of lowest priority, then the one that loses least, then the latest; never from one
 //      that is not preemptible. Without one behind it, it pauses and keeps its blocks. One that is
@@ -94,7 +95,9 @@ class Scheduler {
   void SchedulePrefills(Plan* plan);
   // The first running sequence in that state behind `after` (null: of all), or null.
   Sequence* NextRunning(SequenceState state, const Sequence* after) const;
-  bool AdmitFirst();
+  // The first waiting sequence that may be admitted, or null.
+  Sequence* FirstReady() const;
+  bool Admit(Sequence* sequence);
   int64_t GrowOrPreempt(Sequence* sequence, int64_t tokens, Plan* plan);
   // Whom `needy` takes blocks from; null if from nobody.
   Sequence* PickVictim(const Sequence& needy) const;

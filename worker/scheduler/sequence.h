@@ -21,6 +21,7 @@ struct Sequence {
   int32_t priority = 0;     // higher is served first: kStepsPerPriority steps a level
   uint64_t arrival = 0;     // unique; earlier is served first among equals; kept when preempted
   bool preemptible = true;  // false: its blocks were promised to it, nobody takes them
+  bool restoring = false;   // waits for its blocks to be read: others are admitted before it
   SequenceState state = SequenceState::kWaiting;
   int64_t known_tokens = 0;    // prompt and generated
   int64_t stored_tokens = 0;   // leading tokens whose KV is in blocks

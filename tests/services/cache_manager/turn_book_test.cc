@@ -304,6 +304,7 @@ TEST_F(TurnBookTest, TheCacheOfASessionIsToldToItsTurns) {
   request.mutable_cache()->mutable_attention()->set_window_tokens(64);
   request.mutable_cache()->mutable_attention()->set_sink_tokens(4);
   request.mutable_cache()->set_kv_format("f32");
+  request.mutable_cache()->set_offload(v1::CacheParams::DISK);
   const auto session = book_->Create(request);
   ASSERT_TRUE(session.ok()) << session.status();
   EXPECT_EQ(session->cache().SerializeAsString(), request.cache().SerializeAsString());

@@ -281,7 +281,8 @@ TEST_F(CliTest, ASessionRemembersItsCache) {
   EXPECT_EQ(cache, json({{"allocation", "static"},
                          {"window_tokens", 64},
                          {"sink_tokens", 4},
-                         {"kv_format", "f16"}}));
+                         {"kv_format", "f16"},
+                         {"offload", ""}}));
   EXPECT_EQ(Kvist({"sessions", "delete", "narrow"}).exit_code, 0);
 }
 

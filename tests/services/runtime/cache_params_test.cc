@@ -20,19 +20,23 @@ std::string Text(const CacheWish& wish) {
     absl::StrAppend(&text, " ", cache_manager::AttentionText(SpanFromProto(params->attention())));
   }
   absl::StrAppend(&text, " ", params->kv_format());
+  if (params->offload() != v1::CacheParams::OFFLOAD_UNSPECIFIED) {
+    absl::StrAppend(&text, " ", OffloadName(params->offload()));
+  }
   return text;
 }
 
 TEST(CacheParamsTest, PresetsStandForFields) {
-  EXPECT_THAT(CachePresetNames(),
-              ElementsAre("paged", "dynamic", "static", "sliding_window", "quantized", "none"));
+  EXPECT_THAT(CachePresetNames(), ElementsAre("paged", "dynamic", "static", "sliding_window",
+                                              "quantized", "offloaded", "none"));
   EXPECT_EQ(Text({}), " ");
   EXPECT_EQ(Text({.preset = "paged"}), "paged full ");
   EXPECT_EQ(Text({.preset = "dynamic"}), "paged full ");
   EXPECT_EQ(Text({.preset = "static"}), "static full ");
   EXPECT_EQ(Text({.preset = "sliding_window"}), "paged window=1024,sinks=4 ");
   EXPECT_EQ(Text({.preset = "quantized"}), "paged full q8");
-  EXPECT_EQ(Text({.preset = "none"}), "none full ");
+  EXPECT_EQ(Text({.preset = "offloaded"}), "paged full  disk");
+  EXPECT_EQ(Text({.preset = "none"}), "none full  off");
   EXPECT_EQ(Text({.preset = "elastic"}), "cache");
 }
 
@@ -42,6 +46,10 @@ TEST(CacheParamsTest, FlagsRefineAPreset) {
   EXPECT_EQ(Text({.preset = "static", .window_tokens = 64, .kv_format = "f32"}),
             "static window=64,sinks=0 f32");
   EXPECT_EQ(Text({.preset = "quantized", .kv_format = "q4"}), "paged full q4");
+  EXPECT_EQ(Text({.preset = "quantized", .offload = "disk"}), "paged full q8 disk");
+  EXPECT_EQ(Text({.preset = "offloaded", .offload = "off"}), "paged full  off");
+  EXPECT_EQ(Text({.offload = "host"}), "  host");
+  EXPECT_EQ(Text({.offload = "tape"}), "cache.offload");
   EXPECT_EQ(Text({.window_tokens = 64, .sink_tokens = 2}), " window=64,sinks=2 ");
   EXPECT_EQ(Text({.window_tokens = 0}), " full ");
   EXPECT_EQ(Text({.preset = "sliding_window", .window_tokens = 0}),
@@ -57,6 +65,20 @@ TEST(CacheParamsTest, ContradictionsAreRefusedByName) {
   EXPECT_TRUE(ValidateCacheParams(params, 100).ok());
   params.set_allocation(static_cast<v1::CacheParams::Allocation>(4));
   EXPECT_EQ(DetailsOf(ValidateCacheParams(params, 100)).field, "cache.allocation");
+}
+
+TEST(CacheParamsTest, OffloadOfNothingIsRefusedByName) {
+  v1::CacheParams params;
+  params.set_offload(static_cast<v1::CacheParams::Offload>(4));
+  EXPECT_EQ(DetailsOf(ValidateCacheParams(params, 100)).field, "cache.offload");
+  for (const auto offload : {v1::CacheParams::OFF, v1::CacheParams::DISK, v1::CacheParams::HOST}) {
+    EXPECT_EQ(OffloadFromName(OffloadName(offload)), offload);
+    params.set_offload(offload);
+    params.set_allocation(v1::CacheParams::STATIC);
+    EXPECT_TRUE(ValidateCacheParams(params, 100).ok());
+    params.set_allocation(v1::CacheParams::NONE);
+    EXPECT_EQ(ValidateCacheParams(params, 100).ok(), offload == v1::CacheParams::OFF);
+  }
 }
 
 TEST(CacheParamsTest, NamesOfAllocationsConvertBothWays) {

@@ -71,6 +71,7 @@ TEST_P(SessionStoreTest, ReturnsWhatWasStoredFieldByField) {
   session.record.allocation = "none";
   session.record.attention = {.window_tokens = 64, .sink_tokens = 4};
   session.record.kv_format = "f32";
+  session.record.offload = "disk";
   session.record.version = 0xffffffffffffffff;
   session.record.time_to_live_ms = 5;
   session.record.last_finish = cm::TurnFinish::kDeadline;

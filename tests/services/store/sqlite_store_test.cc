@@ -146,29 +146,30 @@ TEST_F(SqliteStoreTest, OtherDatabasesAndVersionsAreLeftAlone) {
   ASSERT_NE(Open(), nullptr);
   {
     const auto newer = SqliteDatabase::Open(file_);
-    ASSERT_TRUE((*newer)->Execute("PRAGMA user_version = 3").ok());
+    ASSERT_TRUE((*newer)->Execute("PRAGMA user_version = 4").ok());
   }
   EXPECT_EQ(OpenSqliteStore({.directory = directory_}).status().code(), StatusCode::kDataLoss);
 }
 
-TEST_F(SqliteStoreTest, AStoreOfVersionOneIsTakenOver) {
+TEST_F(SqliteStoreTest, StoresOfOlderVersionsAreTakenOver) {
   ASSERT_TRUE(Open()->Create(Session("a", 50)).ok());
-  {
+  for (const char* const undo : {"ALTER TABLE sessions DROP COLUMN offload;"
+                                 "ALTER TABLE sessions DROP COLUMN last_answer_text_bytes;"
+                                 "ALTER TABLE sessions DROP COLUMN window_tokens;"
+                                 "ALTER TABLE sessions DROP COLUMN sink_tokens;"
+                                 "ALTER TABLE sessions RENAME COLUMN allocation TO cache_kind;"
+                                 "PRAGMA user_version = 1",
+                                 "ALTER TABLE sessions DROP COLUMN offload;"
+                                 "PRAGMA user_version = 2"}) {
     const auto old = SqliteDatabase::Open(file_);
-    ASSERT_TRUE((*old)
-                    ->Execute("ALTER TABLE sessions DROP COLUMN last_answer_text_bytes;"
-                              "ALTER TABLE sessions DROP COLUMN window_tokens;"
-                              "ALTER TABLE sessions DROP COLUMN sink_tokens;"
-                              "ALTER TABLE sessions RENAME COLUMN allocation TO cache_kind;"
-                              "PRAGMA user_version = 1")
-                    .ok());
-  }
-  for (int i = 0; i < 2; ++i) {
-    const auto store = Open();
-    ASSERT_NE(store, nullptr);
-    const auto session = store->Get(SessionId("a"), History::kRead);
-    ASSERT_TRUE(session.ok()) << session.status();
-    EXPECT_EQ(*session, Session("a", 50));
+    ASSERT_TRUE((*old)->Execute(undo).ok());
+    for (int i = 0; i < 2; ++i) {
+      const auto store = Open();
+      ASSERT_NE(store, nullptr);
+      const auto session = store->Get(SessionId("a"), History::kRead);
+      ASSERT_TRUE(session.ok()) << session.status();
+      EXPECT_EQ(*session, Session("a", 50));
+    }
   }
 }
 

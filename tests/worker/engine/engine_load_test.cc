@@ -14,11 +14,14 @@
 
 #include "cache_manager/worker_mirror.h"
 #include "gtest/gtest.h"
+#include "tests/support/captured_log.h"
+#include "tests/support/faulty_file.h"
 #include "tests/support/hash_backend.h"
 #include "tests/support/hash_reference.h"
 #include "tests/support/long_run.h"
 #include "tests/support/recording_sink.h"
 #include "tests/support/simulated_clock.h"
+#include "tests/support/temp_folder.h"
 #include "worker/engine/engine_core.h"
 
 namespace kvist::worker {
@@ -63,8 +66,14 @@ class NaiveMirror {
       for (int32_t b = 0; b < pool.options().num_blocks; ++b) {
         if (!pool.Facts(b).key.empty()) named.insert(pool.Facts(b).key);
       }
-      const auto stored = stored_.find(p);
-      EXPECT_EQ(stored == stored_.end() ? std::set<BlockKey>{} : stored->second, named);
+      EXPECT_EQ(StoredIn(p, cache_manager::Tier::kDevice), named);
+      if (!state.tiers.empty()) {
+        std::set<BlockKey> on_disk;
+        for (int32_t slot = 0; slot < state.tiers[p]->num_slots(); ++slot) {
+          if (const auto block = state.tiers[p]->At(slot)) on_disk.insert(block->key);
+        }
+        EXPECT_EQ(StoredIn(p, cache_manager::Tier::kDisk), on_disk);
+      }
       EXPECT_EQ(manager_->digest(static_cast<cache_manager::PoolIndex>(p)),
                 state.events.digests()[p]);
     }
@@ -83,10 +92,16 @@ class NaiveMirror {
   }
 
  private:
-  void Apply(const cache_manager::BlockStored& e) {
-    EXPECT_TRUE(stored_[e.pool].insert(e.key).second);
+  std::set<BlockKey> StoredIn(size_t pool, cache_manager::Tier tier) const {
+    const auto stored = stored_.find({pool, tier});
+    return stored == stored_.end() ? std::set<BlockKey>{} : stored->second;
   }
-  void Apply(const cache_manager::BlockEvicted& e) { EXPECT_EQ(stored_[e.pool].erase(e.key), 1u); }
+  void Apply(const cache_manager::BlockStored& e) {
+    EXPECT_TRUE(stored_[{e.pool, e.tier}].insert(e.key).second);
+  }
+  void Apply(const cache_manager::BlockEvicted& e) {
+    EXPECT_EQ((stored_[{e.pool, e.tier}].erase(e.key)), 1u);
+  }
   void Apply(const cache_manager::SessionHolds& e) {
     std::vector<BlockKey>& chain = chains_[{e.session, e.pool}];
     ASSERT_LE(e.first_block, chain.size());
@@ -106,7 +121,7 @@ class NaiveMirror {
 
   std::unique_ptr<cache_manager::WorkerMirror> manager_;
   uint64_t next_seq_ = 1;
-  std::map<size_t, std::set<BlockKey>> stored_;
+  std::map<std::pair<size_t, cache_manager::Tier>, std::set<BlockKey>> stored_;
   std::map<std::pair<SessionId, uint16_t>, std::vector<BlockKey>> chains_;
   std::map<std::pair<SessionId, uint16_t>, uint32_t> unnamed_;
   std::map<SessionId, cache_manager::SessionPhase> phases_;
@@ -119,6 +134,7 @@ struct LoadOptions {
   int64_t most_new = 40;
   double cancel_share = 0.0;  // of all requests; half of them by deadline
   int64_t check_every = 1;    // steps
+  bool disk = false;          // two thirds of the requests go to one, which fails at times
 };
 
 struct Running {
@@ -143,8 +159,17 @@ class Load {
       EXPECT_LE(batch.slices.size(), static_cast<size_t>(engine_.max_running_sequences));
     };
     for (int i = 0; i < 4; ++i) stems_.push_back(Ids(options.longest_prompt, 100 + i));
-    core_ = std::make_unique<EngineCore>(engine_, std::make_unique<HashBackend>(backend_, control_),
-                                         &clock_);
+    auto backend = std::make_unique<HashBackend>(backend_, control_);
+    if (options.disk) {
+      // From a few blocks to all of them.
+      const int64_t bytes = 40'000 + static_cast<int64_t>(Below(1'000'000));
+      engine_.disk = *OpenDiskStore({.directory = folder_.path(),
+                                     .bytes = bytes,
+                                     .open = FaultyOpener(faults_),
+                                     .clock = &clock_},
+                                    *backend);
+    }
+    core_ = std::make_unique<EngineCore>(engine_, std::move(backend), &clock_);
     mirror_.Start(core_->state());
   }
 
@@ -155,8 +180,12 @@ class Load {
       while (added < options_.requests && (core_->idle() || Below(3) == 0)) AddRequest(added++);
       if (Below(100) < 100 * options_.cancel_share) CancelSome();
       clock_.Advance(std::chrono::milliseconds(1));
+      if (options_.disk) BreakTheDisk();
       const bool ran = core_->Step();
-      ASSERT_TRUE(ran || core_->idle()) << "live requests and nothing runs";
+      if (!ran && !core_->idle()) {
+        ASSERT_TRUE(options_.disk && engine_.disk->WaitForDone(std::nullopt))
+            << "live requests and nothing runs";
+      }
       mirror_.Drain(core_->state().events);
       if (step % options_.check_every == 0) {
         const absl::Status status = core_->CheckInvariants();
@@ -169,6 +198,12 @@ class Load {
 
  private:
   uint64_t Below(uint64_t n) { return random_() % n; }
+
+  void BreakTheDisk() {
+    faults_->full = Below(20) == 0;
+    faults_->unreadable = Below(20) == 0;
+    faults_->torn = Below(20) == 0;
+  }
 
   GenerateRequest RandomRequest(int number) {
     std::vector<int32_t> prompt;
@@ -209,6 +244,9 @@ class Load {
       cache.attention = spans[Below(std::size(spans))];
     }
     if (Below(3) == 0) cache.kv_format = backend_.formats.back();
+    if (options_.disk && cache.allocation != Allocation::kNone && Below(3) != 0) {
+      cache.offload = OffloadTier::kDisk;
+    }
     return cache;
   }
 
@@ -269,6 +307,8 @@ class Load {
   EngineOptions engine_;
   std::shared_ptr<HashBackendControl> control_ = std::make_shared<HashBackendControl>();
   SimulatedClock clock_;
+  TempFolder folder_;
+  std::shared_ptr<DiskFaults> faults_ = std::make_shared<DiskFaults>();
   std::unique_ptr<EngineCore> core_;
   std::vector<std::vector<int32_t>> stems_;
   std::vector<Running> all_;
@@ -292,6 +332,32 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
   EXPECT_GT(promised, 100u);
+}
+
+TEST(EngineLoadTest, LoadsWithADiskThatFailsAtTimesGiveLoneAnswers) {
+  OffloadStats sum;
+  const CapturedLog quiet;
+  for (uint64_t seed = 201; seed <= 200 + Seeds(30); ++seed) {
+    const bool grows = seed % 2 == 0;
+    Load load({.seed = seed,
+               .longest_prompt = grows ? 40 : 120,
+               .most_new = grows ? 160 : 40,
+               .cancel_share = seed % 3 == 0 ? 0.2 : 0.0,
+               .disk = true});
+    load.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    const OffloadStats stats = load.stats().offload;
+    sum.written_blocks += stats.written_blocks;
+    sum.restored_blocks += stats.restored_blocks;
+    sum.damaged_blocks += stats.damaged_blocks;
+    sum.read_errors += stats.read_errors;
+    sum.write_errors += stats.write_errors;
+  }
+  EXPECT_GT(sum.written_blocks, 1000u);
+  EXPECT_GT(sum.restored_blocks, 200u);
+  EXPECT_GT(sum.damaged_blocks, 5u);
+  EXPECT_GT(sum.read_errors, 5u);
+  EXPECT_GT(sum.write_errors, 5u);
 }
 
 TEST(EngineLoadTest, CancelsAndDeadlinesLeaveNothingBehind) {

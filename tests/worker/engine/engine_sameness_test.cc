@@ -13,6 +13,7 @@
 #include "tests/support/hash_reference.h"
 #include "tests/support/recording_sink.h"
 #include "tests/support/simulated_clock.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_model.h"
 #include "worker/backend/cpu_backend.h"
 #include "worker/engine/engine_core.h"
@@ -28,6 +29,7 @@ struct Arrangement {
   std::string kernels = "auto";
   int64_t max_step_tokens = 256;
   int32_t max_running_sequences = 8;
+  bool disk = false;  // over the fixture's folder
 };
 
 // What can be observed of an answer, with floats as bits.
@@ -74,10 +76,17 @@ class EngineSamenessTest : public ::testing::TestWithParam<Case> {
     options.blocks_per_pool = arrangement.blocks_per_pool;
     options.kv_formats = {GetParam().format};
     options.max_batch_tokens = arrangement.max_step_tokens;
-    return std::make_unique<EngineCore>(
-        EngineOptions{.max_running_sequences = arrangement.max_running_sequences,
-                      .max_step_tokens = arrangement.max_step_tokens},
-        kvist::testing::OpenTinyModel(GetParam().model, options), &clock_);
+    auto backend = kvist::testing::OpenTinyModel(GetParam().model, options);
+    EngineOptions engine{.max_running_sequences = arrangement.max_running_sequences,
+                         .max_step_tokens = arrangement.max_step_tokens};
+    disk_.reset();
+    if (arrangement.disk) {
+      auto disk = OpenDiskStore({.directory = folder_.path(), .bytes = 32 << 20, .clock = &clock_},
+                                *backend);
+      EXPECT_TRUE(disk.ok()) << disk.status();
+      engine.disk = disk_ = *disk;
+    }
+    return std::make_unique<EngineCore>(engine, std::move(backend), &clock_);
   }
 
   std::shared_ptr<RecordingSink> Add(EngineCore& core, GenerateRequest request) {
@@ -90,7 +99,7 @@ class EngineSamenessTest : public ::testing::TestWithParam<Case> {
 
   void RunToEnd(EngineCore& core) {
     while (!core.idle()) {
-      ASSERT_TRUE(core.Step());
+      ASSERT_TRUE(core.Step() || (disk_ != nullptr && disk_->WaitForDone(std::nullopt)));
       const absl::Status status = core.CheckInvariants();
       ASSERT_TRUE(status.ok()) << status;
     }
@@ -133,6 +142,8 @@ class EngineSamenessTest : public ::testing::TestWithParam<Case> {
   }
 
   SimulatedClock clock_;
+  TempFolder folder_;
+  std::shared_ptr<DiskStore> disk_;  // of the core made last
 };
 
 TEST_P(EngineSamenessTest, EveryArrangementGivesTheSameAlone) {
@@ -237,6 +248,51 @@ TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
     preemptions += answer.preemptions;
   }
   EXPECT_GT(preemptions, 0);
+}
+
+TEST_P(EngineSamenessTest, RestoredFromADiskItIsTheSameAlsoAfterARestart) {
+  std::vector<GenerateRequest> requests = Requests();
+  requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+  std::vector<Answer> cold;
+  for (const GenerateRequest& request : requests) cold.push_back(RunCold({}, request));
+  for (GenerateRequest& request : requests) request.cache.offload = OffloadTier::kDisk;
+  auto core = MakeCore({.disk = true});
+  for (const bool restart : {false, true}) {
+    for (size_t i = 0; i < requests.size(); ++i) {
+      for (const auto& pool : core->state().pools) {
+        pool->EvictSome(200, cache_manager::EvictionCause::kCapacity);
+      }
+      EXPECT_TRUE(RunAlone(*core, requests[i]).SameTokensAndBits(cold[i])) << i;
+      core->FlushOffload(std::chrono::seconds(60));
+    }
+    core.reset();
+    disk_.reset();
+    if (!restart) core = MakeCore({.threads = 2, .max_step_tokens = 40, .disk = true});
+  }
+  core = MakeCore({.disk = true});
+  const Answer restored = RunAlone(*core, requests[5]);
+  EXPECT_TRUE(restored.SameTokensAndBits(cold[5]));
+  EXPECT_EQ(restored.cached_tokens, 80);
+  EXPECT_GT(core->stats().offload.restored_blocks, 0u);
+}
+
+TEST_P(EngineSamenessTest, SwappedRequestsGiveTheSame) {
+  const std::vector<GenerateRequest> requests = Requests();
+  auto core = MakeCore({.blocks_per_pool = 9, .disk = true});
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    GenerateRequest request = requests[i];
+    request.cache.offload = OffloadTier::kDisk;
+    request.priority = static_cast<int32_t>(i);  // later ones push earlier ones out
+    sinks.push_back(Add(*core, request));
+    for (int step = 0; step < 3; ++step) core->Step();
+  }
+  RunToEnd(*core);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
+  }
+  EXPECT_GT(core->stats().preemptions, 0u);
+  EXPECT_GT(core->stats().offload.restored_blocks, 0u);
 }
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {

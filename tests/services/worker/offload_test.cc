@@ -1,0 +1,89 @@
+// A worker with a disk tier, over gRPC and its metrics.
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/http_fetch.h"
+#include "tests/support/role_fixture.h"
+#include "tests/support/temp_folder.h"
+
+namespace kvist::services {
+namespace {
+
+using absl::StatusCode;
+using ::testing::HasSubstr;
+
+class WorkerOffloadTest : public testing::Test {
+ protected:
+  WorkerServerOptions Options() {
+    WorkerServerOptions options;
+    options.worker_id = "w0";
+    options.offload_directory = folder_.path();
+    options.offload_bytes = 1 << 20;
+    options.server.metrics_address = "127.0.0.1:0";
+    return options;
+  }
+  static v1::WorkerGenerateRequest Offloaded(const std::string& id) {
+    v1::WorkerGenerateRequest request = MakeRequest(id, Prompt(1, 60), 30);
+    request.mutable_cache()->set_offload(v1::CacheParams::DISK);
+    return request;
+  }
+  TempFolder folder_;
+};
+
+TEST_F(WorkerOffloadTest, BlocksOutliveTheWorkerAndTheMetricsShowThem) {
+  Generated first;
+  {
+    const TestWorker worker = StartWorker({}, Options());
+    first = Generate(*worker.stub, Offloaded("a"));
+    ASSERT_TRUE(first.status.ok()) << first.status;
+    worker.server->Shutdown(std::chrono::milliseconds(0));
+  }
+  const TestWorker worker = StartWorker({}, Options());
+  const Generated second = Generate(*worker.stub, Offloaded("a"));
+  EXPECT_EQ(second.ids, first.ids);
+  EXPECT_EQ(second.finished.usage().cached_tokens(), 48);
+  // The engine's thread brings them up to date after the step in which the answer ended.
+  ASSERT_TRUE(worker.server->engine().RunBetweenSteps([](worker::EngineState&) {}));
+  const std::string body =
+      test::HttpGet(worker.server->server().metrics_address(), "/metrics").body;
+  EXPECT_THAT(body, HasSubstr("kvist_offload_restored_blocks_total{worker=\"w0\"} 3"));
+  EXPECT_THAT(body, HasSubstr("kvist_offload_restores_total{worker=\"w0\"} 1"));
+  EXPECT_THAT(body, HasSubstr("kvist_memory_bytes{part=\"offload\",worker=\"w0\"}"));
+  EXPECT_THAT(body, HasSubstr("tier=\"disk\""));
+}
+
+TEST_F(WorkerOffloadTest, WhatCannotBeServedIsNamed) {
+  const TestWorker without = StartWorker({});
+  Generated refused = Generate(*without.stub, Offloaded("a"));
+  EXPECT_EQ(refused.status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(DetailsOf(refused.status).field, "cache.offload");
+  const TestWorker worker = StartWorker({}, Options());
+  v1::WorkerGenerateRequest host = Offloaded("b");
+  host.mutable_cache()->set_offload(v1::CacheParams::HOST);
+  refused = Generate(*worker.stub, host);
+  EXPECT_THAT(std::string(refused.status.message()), HasSubstr("there is off, disk"));
+}
+
+TEST_F(WorkerOffloadTest, AFolderThatCannotServeIsRefusedAtTheStart) {
+  const TestWorker worker = StartWorker({}, Options());
+  const auto start = [](const WorkerServerOptions& options) {
+    return WorkerServer::Start(options, std::make_unique<worker::HashBackend>(
+                                            worker::HashBackendOptions(),
+                                            std::make_shared<worker::HashBackendControl>()))
+        .status();
+  };
+  const absl::Status in_use = start(Options());
+  EXPECT_EQ(in_use.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(DetailsOf(in_use).field, "offload_dir");
+  EXPECT_THAT(std::string(in_use.message()), HasSubstr("another worker uses it"));
+  WorkerServerOptions small = Options();
+  small.offload_directory += "/small";
+  small.offload_bytes = 10;
+  EXPECT_EQ(DetailsOf(start(small)).field, "offload_bytes");
+}
+
+}  // namespace
+}  // namespace kvist::services
