@@ -34,6 +34,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   if ((data[0] & 2) != 0) Sign(record, 0, 688, 688);
   (void)file.DecodeHeader(record);
+  (void)file.DecodeScope(
+      std::span(record).first(std::min(record.size(), kvist::worker::kBlockHeaderBytes)));
   const auto entry = file.Decode(record);
   if (!entry.ok()) return 0;
   std::vector<std::byte> again = record;

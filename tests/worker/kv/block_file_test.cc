@@ -146,6 +146,26 @@ TEST(BlockFileTest, ABlockOfAnotherScopeIsRefusedByTheFieldThatDiffers) {
   }
 }
 
+TEST(BlockFileTest, TheHeaderOfAFileSaysWhoseItsRecordsAre) {
+  const BlockFile file(kScope);
+  std::vector<std::byte> header(kBlockHeaderBytes);
+  file.EncodeScope(header);
+  EXPECT_TRUE(file.DecodeScope(header).ok());
+  BlockFileScope other = kScope;
+  other.model_fingerprint = "another";
+  const absl::Status refused = BlockFile(other).DecodeScope(header);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), ::testing::StartsWith("model:"));
+  // Neither can be taken for the other.
+  EXPECT_THAT(std::string(file.DecodeHeader(header).status().message()),
+              ::testing::StartsWith("magic:"));
+  const std::vector<std::byte> record = RecordOf(file, Full());
+  EXPECT_FALSE(file.DecodeScope(std::span(record).first(kBlockHeaderBytes)).ok());
+  EXPECT_EQ(file.DecodeScope(std::span(header).first(100)).code(), absl::StatusCode::kDataLoss);
+  header[300] ^= std::byte{1};
+  EXPECT_EQ(file.DecodeScope(header).code(), absl::StatusCode::kDataLoss);
+}
+
 TEST(BlockFileTest, AForgedHeaderWithARightChecksumIsStillChecked) {
   const BlockFile file(kScope);
   struct Case {
