@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "worker/engine/draft_policy.h"
 #include "worker/kv/layout.h"
 
 namespace kvist::services {
@@ -100,6 +101,16 @@ void AddCacheFlags(CLI::App* command, ModelFlags* flags) {
       ->capture_default_str();
   command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one step at most")
       ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str();
+}
+
+void AddSpeculationFlag(CLI::App* command, ModelFlags* flags) {
+  command
+      ->add_option("--speculative-tokens", flags->speculative_tokens,
+                   "tokens of one sequence guessed ahead in a step at most, where that is faster; "
+                   "0: none; up to 8")
+      ->check(CLI::Range(int64_t{0}, worker::kMaxSpeculativeTokens))
+      ->envname("KVIST_SPECULATIVE_TOKENS")
       ->capture_default_str();
 }
 

@@ -27,6 +27,8 @@ struct ModelFlags {
   int64_t context_tokens = 0;
   int32_t block_tokens = 16;
   int64_t max_batch_tokens = 512;
+  // Four rows and eight fill the kernels' tiles: that many drafts and the newest token.
+  int32_t speculative_tokens = 7;
 };
 
 // --model, KVIST_MODEL; required unless the caller changes that.
@@ -35,6 +37,8 @@ CLI::Option* AddModelFlag(CLI::App* command, std::string* model);
 void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
 void AddCacheFlags(CLI::App* command, ModelFlags* flags);
+// --speculative-tokens.
+void AddSpeculationFlag(CLI::App* command, ModelFlags* flags);
 
 // "smollm2" and "gemma3" name files in ${XDG_CACHE_HOME:-~/.cache}/kvist/models, anything else is a
 // path. NOT_FOUND saying how to get it; INVALID_ARGUMENT for none.

@@ -82,6 +82,7 @@ absl::Status StartWorker(const WorkerFlags& flags, std::unique_ptr<WorkerServer>
   options.chat_template = flags.chat_template;
   options.engine.max_running_sequences = flags.max_sequences;
   options.engine.max_step_tokens = flags.model.max_batch_tokens;
+  options.engine.speculative_tokens = flags.model.speculative_tokens;
   options.server = ServerOptions(flags.role);
   KVIST_ASSIGN_OR_RETURN(*server, WorkerServer::Start(options, std::move(backend)));
   return absl::OkStatus();
@@ -149,6 +150,7 @@ void AddWorker(CLI::App& app, Run* run) {
   AddModelFlag(command, &flags->model.model);
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
+  AddSpeculationFlag(command, &flags->model);
   command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none")
       ->envname("KVIST_CACHE_MANAGER")
       ->capture_default_str();

@@ -72,6 +72,7 @@ absl::Status StartWorkers(const ServeFlags& flags,
     options.chat_template = flags.chat_template;
     options.engine.max_running_sequences = flags.max_sequences;
     options.engine.max_step_tokens = flags.model.max_batch_tokens;
+    options.engine.speculative_tokens = flags.model.speculative_tokens;
     options.server = Internal(registry);
     KVIST_ASSIGN_OR_RETURN(auto worker, WorkerServer::Start(options, std::move(backend)));
     roles->workers.push_back(std::move(worker));
@@ -132,6 +133,7 @@ void AddServe(CLI::App& app, Run* run) {
   AddModelFlag(command, &flags->model.model);
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
+  AddSpeculationFlag(command, &flags->model);
   command->add_option("--workers", flags->workers, "each loads the model for itself")
       ->check(CLI::Range(1, 64))
       ->envname("KVIST_WORKER_COUNT")

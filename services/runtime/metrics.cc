@@ -46,13 +46,19 @@ constexpr MetricDescription kAll[] = {
     {kWorker, kCounter, "kvist_prefill_tokens_total", "tokens", "worker",
      "Prompt tokens computed."},
     {kWorker, kCounter, "kvist_decode_tokens_total", "tokens", "worker",
-     "Tokens computed one at a time after a prompt."},
+     "Tokens computed after a prompt, without drafts that were rejected."},
     {kWorker, kCounter, "kvist_prefix_cache_queries_total", "tokens", "worker",
      "Prompt tokens looked up in the prefix cache."},
     {kWorker, kCounter, "kvist_prefix_cache_hits_total", "tokens", "worker",
      "Prompt tokens found in the prefix cache."},
     {kWorker, kCounter, "kvist_num_preemptions_total", "preemptions", "worker",
      "Running sequences put back because blocks ran out."},
+    {kWorker, kCounter, "kvist_spec_decode_num_drafts_total", "drafts", "worker",
+     "Steps of a sequence that had tokens guessed ahead."},
+    {kWorker, kCounter, "kvist_spec_decode_num_draft_tokens_total", "tokens", "worker",
+     "Tokens guessed ahead and computed."},
+    {kWorker, kCounter, "kvist_spec_decode_num_accepted_tokens_total", "tokens", "worker",
+     "Tokens guessed ahead that the sampler chose as well."},
     {kWorker, kHistogram, "kvist_step_seconds", "seconds", "worker", "One step of the engine."},
     {kWorker, kHistogram, "kvist_batch_tokens", "tokens", "worker", "Tokens in one step."},
     {kWorker, kCounter, "kvist_worker_requests_total", "requests", "worker,finished_reason",
@@ -181,6 +187,12 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
           Counter(registry, KVIST_ROW("prefix_cache_hits_total"), {{"worker", id}})),
       num_preemptions_total(
           Counter(registry, KVIST_ROW("num_preemptions_total"), {{"worker", id}})),
+      spec_decode_num_drafts_total(
+          Counter(registry, KVIST_ROW("spec_decode_num_drafts_total"), {{"worker", id}})),
+      spec_decode_num_draft_tokens_total(
+          Counter(registry, KVIST_ROW("spec_decode_num_draft_tokens_total"), {{"worker", id}})),
+      spec_decode_num_accepted_tokens_total(
+          Counter(registry, KVIST_ROW("spec_decode_num_accepted_tokens_total"), {{"worker", id}})),
       step_seconds(Histogram(registry, KVIST_ROW("step_seconds"), kShortSeconds, {{"worker", id}})),
       batch_tokens(Histogram(registry, KVIST_ROW("batch_tokens"), kTokens, {{"worker", id}})),
       worker_requests_total(Counters(registry, KVIST_ROW("worker_requests_total"),

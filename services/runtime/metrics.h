@@ -72,6 +72,9 @@ struct WorkerMetrics {
   prometheus::Counter& prefix_cache_queries_total;
   prometheus::Counter& prefix_cache_hits_total;
   prometheus::Counter& num_preemptions_total;
+  prometheus::Counter& spec_decode_num_drafts_total;
+  prometheus::Counter& spec_decode_num_draft_tokens_total;
+  prometheus::Counter& spec_decode_num_accepted_tokens_total;
   prometheus::Histogram& step_seconds;
   prometheus::Histogram& batch_tokens;
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;

@@ -16,6 +16,7 @@
 #include "common/base/clock.h"
 #include "worker/backend/backend.h"
 #include "worker/engine/request.h"
+#include "worker/engine/speculation.h"
 
 namespace kvist::cache_manager {
 class EventLog;
@@ -29,6 +30,9 @@ struct EngineOptions {
   int64_t max_step_tokens =
       256;                      // token budget of a step: decode first, the rest for prefill chunks
   size_t max_sessions = 65536;  // in the session table
+  // Drafts of one sequence in a step at most (speculation.h), up to kMaxSpeculativeTokens; 0: none.
+  // The output is the same.
+  int32_t speculative_tokens = 0;
   // Called after each step and at least every 100 ms when something changed, on the loop's thread.
   std::function<void()> on_step;
 };
@@ -41,6 +45,7 @@ struct EngineStats {
   uint64_t prefix_tokens_asked = 0;
   uint64_t prefix_tokens_hit = 0;
   uint64_t preemptions = 0;
+  SpeculationStats speculation;
   uint64_t finished[5] = {};                // by FinishReason
   uint64_t requests[kNumAllocations] = {};  // taken in, by Allocation
   int64_t running = 0;

@@ -1,7 +1,7 @@
 // Invariants:
 //   1. every live request is in the scheduler once, waiting or running; a waiting one holds no
 //      blocks
-//   2. known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
+//   2. between steps known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
 //   3. blocks referenced in the pools = blocks in the tables of the running ones
 //   4. unscheduled = live requests without a first schedule
 #include "worker/engine/engine_core.h"
@@ -40,7 +40,10 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
       sessions_(options.max_sessions, &events_),
       session_holds_(backend_->pools().size(), &sessions_),
       scheduler_(SchedulerOptions(options, *backend_), this),
-      sampler_(backend_->model().vocab) {
+      speculation_({.most_drafts = options.speculative_tokens,
+                    .max_step_tokens = SchedulerOptions(options, *backend_).max_step_tokens,
+                    .max_logit_rows = backend_->max_logit_rows()}),
+      chooser_(backend_->model().vocab) {
   limits_.vocab = backend_->model().vocab;
   limits_.context_tokens = backend_->model().context_tokens;
   MakePools();
@@ -134,6 +137,7 @@ void EngineCore::EndAll(const absl::Status& status) {
 bool EngineCore::Step() {
   ExpireDeadlines();
   scheduler_.Schedule(&plan_);
+  speculation_.AddDrafts(&plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
   if (!plan_.chunks.empty()) {
     const MonotonicTime start = clock_->Now();
@@ -237,7 +241,7 @@ const Batch& EngineCore::MakeBatch() {
     for (size_t g = 0; g < live.format->pools.size(); ++g) {
       slice.block_tables.push_back(live.blocks.table(g));
     }
-    slice.logits_from = chunk.completes ? chunk.tokens - 1 : chunk.tokens;
+    slice.logits_from = chunk.completes ? chunk.tokens - 1 - chunk.drafts : chunk.tokens;
   }
   return batch_;
 }
@@ -258,76 +262,58 @@ void EngineCore::Postprocess(const Logits& logits) {
     LiveRequest& live = LiveOf(*chunk.sequence);
     AdvanceChunk(chunk, live);
     if (!chunk.completes) continue;
-    TakeToken({logits.row(row++), static_cast<size_t>(logits.vocab)}, live);
+    const Logits rows{.data = logits.row(row),
+                      .rows = 1 + chunk.drafts,
+                      .vocab = logits.vocab,
+                      .stride = logits.stride};
+    row += rows.rows;
+    TakeTokens(chunk, rows, live);
   }
 }
 
 void EngineCore::AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live) {
+  const int64_t tokens = chunk.tokens - chunk.drafts;
   uint64_t& counter =
       live.state == SequenceState::kDecode ? stats_.decode_tokens : stats_.prefill_tokens;
-  counter += static_cast<uint64_t>(chunk.tokens);
-  live.stored_tokens += chunk.tokens;
-  live.blocks.MarkWritten(live.tokens, live.stored_tokens);
-  if (live.in_session()) {
-    session_holds_.Update(live.member, live.blocks);
-  }
+  counter += static_cast<uint64_t>(tokens);
+  Store(tokens, live);
   if (!live.first_token.has_value()) {
     live.sink->OnProgress(std::min(live.stored_tokens, live.prompt_tokens()), live.prompt_tokens());
   }
 }
 
-std::span<const int32_t> EngineCore::MaskedIds(const LiveRequest& live) const {
-  if (live.generated_tokens() >= live.request.stop.min_new_tokens) return {};
-  return live.request.stop.stop_ids;
+void EngineCore::Store(int64_t tokens, LiveRequest& live) {
+  live.stored_tokens += tokens;
+  live.blocks.MarkWritten(live.tokens, live.stored_tokens);
+  if (live.in_session()) session_holds_.Update(live.member, live.blocks);
 }
 
-void EngineCore::TakeToken(std::span<const float> logits, LiveRequest& live) {
-  const absl::Status sampled = sampler_.Sample({.logits = logits,
-                                                .options = live.request.sampling,
-                                                .counts = &live.counts,
-                                                .masked_ids = MaskedIds(live),
-                                                .position = live.known_tokens},
-                                               &sample_);
-  if (!sampled.ok()) {
-    Finish(live, FinishReason::kError, sampled);
-    return;
+void EngineCore::TakeTokens(const ScheduledChunk& chunk, const Logits& rows, LiveRequest& live) {
+  const ChosenTokens chosen = chooser_.Choose(rows, live);
+  if (chunk.drafts > 0) {
+    speculation_.NoteAccepted(chunk, chosen.accepted);
+    stats_.decode_tokens += static_cast<uint64_t>(chosen.rows - 1);
+    Store(chosen.rows - 1, live);
   }
-  const MonotonicTime now = clock_->Now();
-  if (!live.first_token.has_value()) live.first_token = now;
-  live.last_token = now;
-  output_.index = live.generated_tokens();
-  output_.id = sample_.id;
-  output_.logprob.reset();
-  output_.top_logprobs.clear();
-  if (live.request.sampling.logprobs >= 0) {
-    output_.logprob = sample_.logprob;
-    for (const auto& [id, logprob] : sample_.top_logprobs) {
-      output_.top_logprobs.push_back({id, logprob});
+  if (!chosen.tokens.empty()) {
+    const MonotonicTime now = clock_->Now();
+    if (!live.first_token.has_value()) live.first_token = now;
+    live.last_token = now;
+    live.state = SequenceState::kDecode;
+    if (!live.caches()) {
+      live.blocks.Discard();
+      live.stored_tokens = 0;
+      live.state = SequenceState::kPrefill;
     }
+    live.sink->OnTokens(chosen.tokens);
   }
-  live.tokens.push_back(sample_.id);
-  ++live.known_tokens;
-  if (NeedsCounts(live.request.sampling)) live.counts.AddOutput(sample_.id);
-  live.state = SequenceState::kDecode;
-  if (!live.caches()) {
-    live.blocks.Discard();
-    live.stored_tokens = 0;
-    live.state = SequenceState::kPrefill;
+  if (!chosen.status.ok()) {
+    Finish(live, FinishReason::kError, chosen.status);
+  } else if (chosen.reason.has_value()) {
+    Finish(live, *chosen.reason, absl::OkStatus());
+  } else {
+    speculation_.Begin(live);
   }
-  live.sink->OnTokens({&output_, 1});
-  if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
-}
-
-std::optional<FinishReason> EngineCore::ReasonToStop(const LiveRequest& live) const {
-  const int64_t generated = live.generated_tokens();
-  if (generated == 0) return std::nullopt;
-  const std::vector<int32_t>& stops = live.request.stop.stop_ids;
-  if (generated > live.request.stop.min_new_tokens &&
-      std::find(stops.begin(), stops.end(), live.tokens.back()) != stops.end()) {
-    return FinishReason::kStop;
-  }
-  if (generated >= live.request.stop.max_new_tokens) return FinishReason::kLength;
-  return std::nullopt;
 }
 
 // Takes the request out first: the sink may submit it anew.
@@ -350,6 +336,8 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
                   .cached_tokens = live.cached_tokens,
                   .generated_tokens = live.generated_tokens(),
                   .preemptions = live.preemptions,
+                  .draft_tokens = live.draft_tokens,
+                  .accepted_tokens = live.accepted_tokens,
                   .queue_seconds = SecondsBetween(live.queued, scheduled)};
   if (live.first_token.has_value()) {
     info.prefill_seconds = SecondsBetween(scheduled, *live.first_token);
@@ -361,12 +349,14 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
 
 void EngineCore::CountStep(double seconds) {
   ++stats_.steps;
+  speculation_.NoteStep(seconds);
   stats_.last_batch_tokens = plan_.total_tokens;
   stats_.last_step_seconds = seconds;
 }
 
 EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
+  stats.speculation = speculation_.stats();
   stats.running = static_cast<int64_t>(scheduler_.running().size());
   stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
   return stats;

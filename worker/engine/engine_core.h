@@ -17,7 +17,8 @@
 #include "worker/engine/live_request.h"
 #include "worker/engine/request_limits.h"
 #include "worker/engine/session_holds.h"
-#include "worker/sampling/sampler.h"
+#include "worker/engine/speculation.h"
+#include "worker/engine/token_chooser.h"
 #include "worker/scheduler/scheduler.h"
 
 namespace kvist::worker {
@@ -70,11 +71,12 @@ class EngineCore final : private BlockLedger {
   const Batch& MakeBatch();
   void FailBatch(const absl::Status& status);
   void Postprocess(const Logits& logits);
+  // All of the chunk but its drafts.
   void AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live);
-  // Samples, publishes and ends the request if that was its last token.
-  void TakeToken(std::span<const float> logits, LiveRequest& live);
-  std::span<const int32_t> MaskedIds(const LiveRequest& live) const;
-  std::optional<FinishReason> ReasonToStop(const LiveRequest& live) const;
+  // The KV of so many tokens more is in the blocks.
+  void Store(int64_t tokens, LiveRequest& live);
+  // Chooses from the chunk's rows of logits, publishes and ends the request if its last token came.
+  void TakeTokens(const ScheduledChunk& chunk, const Logits& rows, LiveRequest& live);
   void Finish(LiveRequest& live, FinishReason reason, const absl::Status& status);
   void CountStep(double seconds);
 
@@ -90,7 +92,8 @@ class EngineCore final : private BlockLedger {
   SessionHolds session_holds_;
   std::vector<std::unique_ptr<FormatCache>> formats_;
   Scheduler scheduler_;
-  Sampler sampler_;
+  Speculation speculation_;
+  TokenChooser chooser_;
 
   absl::flat_hash_map<RequestId, std::unique_ptr<LiveRequest>> live_;
   uint64_t arrivals_ = 0;
@@ -99,8 +102,6 @@ class EngineCore final : private BlockLedger {
   Batch batch_;
   std::vector<std::vector<std::span<const int32_t>>>
       spare_tables_;  // kept from earlier, larger batches
-  SampleOutput sample_;
-  TokenOutput output_;
   EngineStats stats_;
 };
 

@@ -79,6 +79,8 @@ struct FinishInfo {
   int64_t cached_tokens = 0;     // of the prompt, found in the prefix cache at first admission
   int64_t generated_tokens = 0;  // those of earlier attempts included
   int64_t preemptions = 0;
+  int64_t draft_tokens = 0;     // guessed ones that were computed
+  int64_t accepted_tokens = 0;  // of these, those that are among the generated
   double queue_seconds = 0;
   double prefill_seconds = 0;  // from first schedule to first token
   double decode_seconds = 0;   // from first to last token

@@ -234,6 +234,15 @@ int64_t SequenceBlocks::GrowTo(int64_t total) {
   return std::min<int64_t>(total, std::max(length, blocks) * cache_->block_tokens_);
 }
 
+int64_t SequenceBlocks::GrowForDrafts(int64_t total) {
+  const int64_t length = static_cast<int64_t>(groups_[0].table.size());
+  for (const Group& group : groups_) {
+    if (group.reservation.promised() == 0) continue;
+    total = std::min(total, (length + group.reservation.remaining()) * cache_->block_tokens_);
+  }
+  return GrowTo(total);
+}
+
 void SequenceBlocks::MarkWritten(std::span<const int32_t> tokens, int64_t total) {
   const size_t block_tokens = static_cast<size_t>(cache_->block_tokens_);
   KVIST_CHECK(total >= stored_ && static_cast<size_t>(total) <= tokens.size());

@@ -100,6 +100,9 @@ class SequenceBlocks {
   // Allocates blocks to cover up to `total` tokens, in all groups or in none; promised ones first.
   // Returns how many are covered now: `total`, or fewer if the pools have no more.
   int64_t GrowTo(int64_t total);
+  // The same for tokens behind the next one that may turn out not to be the sequence's: one with a
+  // promise gets no more than was promised. REQUIRES: the next token is covered.
+  int64_t GrowForDrafts(int64_t total);
   // The KV of all tokens before `total` is in the blocks: names those that are full (adopting
   // blocks of that name that exist) and gives up those behind the windows. REQUIRES:
   // stored_tokens() <= total <= covered.

@@ -36,6 +36,7 @@ struct ScheduledChunk {
   Sequence* sequence = nullptr;
   int64_t first_position = 0;  // stored_tokens before the step
   int64_t tokens = 0;
+  int64_t drafts = 0;  // of these, the last ones: guesses behind the newest token (speculation.h)
   // The chunk ends with the newest token: its logits are wanted.
   bool completes = false;
 };

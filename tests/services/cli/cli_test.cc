@@ -344,6 +344,7 @@ TEST_F(CliTest, ErrorsHaveTheirExitCodesAndSayWhatToDo) {
       {{"worker", "--model", "smollm2", "--threads", "1000", "--grpc", "127.0.0.1:0"},
        2,
        "error: --threads:"},
+      {{"serve", "--model", "smollm2", "--speculative-tokens", "9"}, 2, "--speculative-tokens"},
       {{"worker", "--model", "smollm2", "--kv-formats", "q3", "--grpc", "127.0.0.1:0"},
        2,
        "kv-formats"},

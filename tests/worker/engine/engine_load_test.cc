@@ -1,6 +1,6 @@
 // Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
-// windows, formats, kinds, priorities, sessions, cancels and deadlines; invariants after each step,
-// and a mirror fed with the events.
+// windows, formats, kinds, priorities, sessions, drafts, cancels and deadlines; invariants after
+// each step, and a mirror fed with the events.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -119,6 +119,7 @@ struct LoadOptions {
   int64_t most_new = 40;
   double cancel_share = 0.0;  // of all requests; half of them by deadline
   int64_t check_every = 1;    // steps
+  bool drafts = false;        // few sequences at once, of text that repeats
 };
 
 struct Running {
@@ -138,6 +139,11 @@ class Load {
     backend_.num_blocks = static_cast<int32_t>(longest / backend_.block_tokens + 1 + Below(12));
     engine_.max_running_sequences = static_cast<int32_t>(1 + Below(12));
     engine_.max_step_tokens = engine_.max_running_sequences + static_cast<int64_t>(Below(100));
+    if (options.drafts) {
+      engine_.max_running_sequences = static_cast<int32_t>(1 + Below(3));
+      engine_.speculative_tokens = static_cast<int32_t>(1 + Below(kMaxSpeculativeTokens));
+      backend_.repeat_tokens = 3 + static_cast<int64_t>(Below(6));
+    }
     control_->on_run = [this](const Batch& batch) {
       EXPECT_LE(batch.TotalTokens(), engine_.max_step_tokens);
       EXPECT_LE(batch.slices.size(), static_cast<size_t>(engine_.max_running_sequences));
@@ -292,6 +298,27 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
   EXPECT_GT(promised, 100u);
+}
+
+TEST(EngineLoadTest, LoadsWithDraftsGiveLoneAnswers) {
+  uint64_t preemptions = 0, accepted = 0, rejected = 0;
+  for (uint64_t seed = 301; seed <= 300 + Seeds(40); ++seed) {
+    const bool grows = seed % 2 == 0;
+    Load load({.seed = seed,
+               .requests = 40,
+               .longest_prompt = grows ? 40 : 120,
+               .most_new = grows ? 160 : 60,
+               .cancel_share = seed % 4 == 0 ? 0.2 : 0.0,
+               .drafts = true});
+    load.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    preemptions += load.stats().preemptions;
+    accepted += load.stats().speculation.accepted_tokens;
+    rejected += load.stats().speculation.draft_tokens - load.stats().speculation.accepted_tokens;
+  }
+  EXPECT_GT(preemptions, 50u);
+  EXPECT_GT(accepted, 5000u);
+  EXPECT_GT(rejected, 5000u);
 }
 
 TEST(EngineLoadTest, CancelsAndDeadlinesLeaveNothingBehind) {

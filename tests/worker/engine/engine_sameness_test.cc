@@ -28,6 +28,7 @@ struct Arrangement {
   std::string kernels = "auto";
   int64_t max_step_tokens = 256;
   int32_t max_running_sequences = 8;
+  int32_t speculative_tokens = 0;
 };
 
 // What can be observed of an answer, with floats as bits.
@@ -76,7 +77,8 @@ class EngineSamenessTest : public ::testing::TestWithParam<Case> {
     options.max_batch_tokens = arrangement.max_step_tokens;
     return std::make_unique<EngineCore>(
         EngineOptions{.max_running_sequences = arrangement.max_running_sequences,
-                      .max_step_tokens = arrangement.max_step_tokens},
+                      .max_step_tokens = arrangement.max_step_tokens,
+                      .speculative_tokens = arrangement.speculative_tokens},
         kvist::testing::OpenTinyModel(GetParam().model, options), &clock_);
   }
 
@@ -214,6 +216,32 @@ TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
         RunCold({.block_tokens = 64, .max_step_tokens = 7}, request).SameTokensAndBits(expected));
     EXPECT_TRUE(RunCold({.kernels = "scalar"}, request).SameTokensAndBits(expected));
   }
+}
+
+// Prompts that repeat, so that there is something to draft; two run at once and some alone.
+TEST_P(EngineSamenessTest, DraftsChangeNothing) {
+  SpeculationStats drafted;
+  for (const int32_t most : {3, 7}) {
+    auto core = MakeCore({.threads = 2, .max_running_sequences = 2, .speculative_tokens = most});
+    std::vector<GenerateRequest> requests = MixedRequests();
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (GenerateRequest& request : requests) {
+      const std::vector<int32_t> once = request.prompt_ids;
+      for (int i = 0; i < 2; ++i) {
+        request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
+      }
+      request.stop.max_new_tokens = 50;
+      sinks.push_back(Add(*core, request));
+    }
+    RunToEnd(*core);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
+    }
+    drafted.draft_tokens += core->stats().speculation.draft_tokens;
+    drafted.accepted_tokens += core->stats().speculation.accepted_tokens;
+  }
+  EXPECT_GT(drafted.accepted_tokens, 0u);
+  EXPECT_GT(drafted.draft_tokens, drafted.accepted_tokens);
 }
 
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
