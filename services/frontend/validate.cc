@@ -140,10 +140,10 @@ absl::Status ValidateId(std::string_view field, std::string_view id) {
   return CheckId(field, id, EmptyId::kRefused);
 }
 
-absl::Status ValidateNewSessionId(std::string_view id) {
-  KVIST_RETURN_IF_ERROR(ValidateId("id", id));
+absl::Status ValidateNewSessionId(std::string_view field, std::string_view id) {
+  KVIST_RETURN_IF_ERROR(ValidateId(field, id));
   if (!absl::StartsWith(ToAbsl(id), ToAbsl(kImplicitSessionPrefix))) return absl::OkStatus();
-  return InvalidField("id", "names that begin with \"implicit-\" are given by the server");
+  return InvalidField(field, "names that begin with \"implicit-\" are given by the server");
 }
 
 absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds) {

@@ -1,9 +1,10 @@
 // Invariants:
-//   1. every live request is in the scheduler once, waiting or running; a waiting one holds no
-//      blocks
+//   1. every live request is in the scheduler once, waiting or running, or waits for its leader's
+//      prompt; a waiting one holds no blocks
 //   2. known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
 //   3. blocks referenced in the pools = blocks in the tables of the running ones
 //   4. unscheduled = live requests without a first schedule
+//   5. a follower has a live leader, which lists it and follows nobody
 #include "worker/engine/engine_core.h"
 
 #include <algorithm>
@@ -70,6 +71,7 @@ void EngineCore::MakePools() {
                               .window = groups[g].window});
     }
     auto copy = [this](int32_t pool, int32_t from, int32_t to) {
+      ++stats_.copied_blocks;
       backend_->CopyBlock(pool, from, to);
     };
     formats_.push_back(std::make_unique<FormatCache>(FormatCache{
@@ -116,7 +118,7 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
   live.queued = queued;
   ++unscheduled_;
   live_.emplace(live.request.id, std::move(owned));
-  scheduler_.Add(&live);
+  if (!Follow(live)) scheduler_.Add(&live);
   // A replay of an answer that was complete: nothing is left to choose.
   if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
 }
@@ -171,6 +173,9 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
                          : live.blocks.Reserve(MostStoredTokens(live.request), spare_blocks))) {
     live.blocks.Discard();
     return false;
+  }
+  if (const LiveRequest* sibling = SiblingOf(live)) {
+    live.blocks.MatchPartialOf(sibling->blocks, std::min(limit, live.prompt_tokens()));
   }
   live.blocks.MatchPartial(live.tokens, limit);
   live.stored_tokens = live.blocks.stored_tokens();
@@ -257,8 +262,10 @@ void EngineCore::Postprocess(const Logits& logits) {
   for (const ScheduledChunk& chunk : plan_.chunks) {
     LiveRequest& live = LiveOf(*chunk.sequence);
     AdvanceChunk(chunk, live);
-    if (!chunk.completes) continue;
-    TakeToken({logits.row(row++), static_cast<size_t>(logits.vocab)}, live);
+    std::span<const float> last;
+    if (chunk.completes) last = {logits.row(row++), static_cast<size_t>(logits.vocab)};
+    if (!live.followers.empty() && live.has_prompt()) LetFollowersGo(live, last);
+    if (chunk.completes) TakeToken(last, live);
   }
 }
 
@@ -336,6 +343,7 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
   const std::unique_ptr<LiveRequest> owned = std::move(found->second);
   live_.erase(found);
   scheduler_.Remove(&live);
+  LeaveSiblings(live);
   live.blocks.Release(live.tokens);
   if (live.first_scheduled.has_value()) {
     if (live.in_session()) session_holds_.End(live.member);
@@ -368,17 +376,17 @@ void EngineCore::CountStep(double seconds) {
 EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
   stats.running = static_cast<int64_t>(scheduler_.running().size());
-  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size() + followers_);
   return stats;
 }
 
 cache_manager::WorkerLoad EngineCore::load() const {
   cache_manager::WorkerLoad load;
   load.running_sequences = static_cast<uint32_t>(scheduler_.running().size());
-  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size());
+  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size() + followers_);
   load.max_sequences = static_cast<uint32_t>(options_.max_running_sequences);
   for (const auto& [id, live] : live_) {
-    if (live->state == SequenceState::kDecode) continue;
+    if (live->state == SequenceState::kDecode || live->leader != nullptr) continue;
     load.queued_prefill_tokens += static_cast<uint64_t>(live->MissingTokens());
   }
   return load;
@@ -387,10 +395,10 @@ cache_manager::WorkerLoad EngineCore::load() const {
 absl::Status EngineCore::CheckInvariants() const {
   for (const auto& pool : pools_) KVIST_RETURN_IF_ERROR(pool->CheckInvariants());
   KVIST_RETURN_IF_ERROR(sessions_.CheckInvariants());
-  if (scheduler_.running().size() + scheduler_.waiting().size() != live_.size()) {
+  if (scheduler_.running().size() + scheduler_.waiting().size() + followers_ != live_.size()) {
     return absl::InternalError("engine 1: live requests and the scheduler");
   }
-  size_t unscheduled = 0;
+  size_t unscheduled = 0, listed = 0;
   for (const auto& [id, live] : live_) {
     KVIST_RETURN_IF_ERROR(live->blocks.CheckInvariants());
     const bool waits = live->state == SequenceState::kWaiting;
@@ -402,7 +410,14 @@ absl::Status EngineCore::CheckInvariants() const {
       return absl::InternalError("engine 2: token counts");
     }
     if (!live->first_scheduled.has_value()) ++unscheduled;
+    listed += live->followers.size();
+    for (const LiveRequest* follower : live->followers) {
+      if (follower->leader != live.get() || live->leader != nullptr) {
+        return absl::InternalError("engine 5: followers and leaders");
+      }
+    }
   }
+  if (listed != followers_) return absl::InternalError("engine 5: followers");
   if (unscheduled != unscheduled_) return absl::InternalError("engine 4: unscheduled");
   for (const auto& format : formats_) {
     for (size_t g = 0; g < format->pools.size(); ++g) {

@@ -32,6 +32,7 @@ struct LiveRequest : Sequence {
   int64_t generated_tokens() const { return known_tokens - prompt_tokens(); }
   bool caches() const { return request.cache.allocation != Allocation::kNone; }
   bool in_session() const { return caches() && !request.session.empty(); }
+  bool has_prompt() const { return stored_tokens >= prompt_tokens(); }
 
   GenerateRequest request;
   std::shared_ptr<TokenSink> sink;
@@ -40,6 +41,10 @@ struct LiveRequest : Sequence {
   std::vector<int32_t> tokens;  // prompt and generated; known_tokens of them
   TokenCounts counts;           // kept only if a penalty reads them
   SessionMember member;         // once scheduled, in a session
+  // Forks of one prompt (engine_core_forks.cc): who computes it for this one, which waits; and who
+  // waits for this one.
+  LiveRequest* leader = nullptr;
+  std::vector<LiveRequest*> followers;
   int64_t cached_tokens = 0;
   int64_t preemptions = 0;
   MonotonicTime queued;

@@ -229,10 +229,10 @@ TEST(ValidateTest, WhatTheModelLimits) {
 }
 
 TEST(ValidateTest, SessionsAtTheLimitAndOneOver) {
-  EXPECT_TRUE(ValidateNewSessionId(std::string(kMaxIdBytes, 'a')).ok());
-  EXPECT_FALSE(ValidateNewSessionId(std::string(kMaxIdBytes + 1, 'a')).ok());
-  EXPECT_FALSE(ValidateNewSessionId("").ok());
-  EXPECT_FALSE(ValidateNewSessionId("implicit-mine").ok());
+  EXPECT_TRUE(ValidateNewSessionId("id", std::string(kMaxIdBytes, 'a')).ok());
+  EXPECT_FALSE(ValidateNewSessionId("id", std::string(kMaxIdBytes + 1, 'a')).ok());
+  EXPECT_FALSE(ValidateNewSessionId("id", "").ok());
+  EXPECT_FALSE(ValidateNewSessionId("id", "implicit-mine").ok());
   EXPECT_TRUE(ValidateSessionTtl(std::nullopt).ok());
   EXPECT_TRUE(ValidateSessionTtl(1).ok());
   EXPECT_FALSE(ValidateSessionTtl(0).ok());
