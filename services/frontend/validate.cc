@@ -58,6 +58,8 @@ absl::Status CheckSampling(const SamplingChoice& sampling) {
     return InvalidField("sampling.top_k",
                         absl::StrCat("must not be negative; it is ", *sampling.top_k));
   }
+  KVIST_RETURN_IF_ERROR(CheckInteger<int32_t>(
+      "sampling.sample_index", sampling.sample_index.value_or(0), 0, kMaxSampleIndex));
   return CheckInteger<int32_t>("sampling.logprobs", sampling.logprobs.value_or(0), 0,
                                kMaxTopLogprobs);
 }
@@ -115,6 +117,17 @@ absl::Status CheckChat(const ChatPrompt& chat) {
       return InvalidField("prompt.chat.content", "must be UTF-8");
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckSamples(const InferenceRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckInteger<int32_t>("samples", request.samples, 1, kMaxSamples));
+  if (request.samples == 1) return absl::OkStatus();
+  if (!request.session.empty()) {
+    return InvalidField("samples", "must be 1 in a session: its history takes one answer");
+  }
+  if (request.id.value().size() <= kMaxSampledRequestIdBytes) return absl::OkStatus();
+  return InvalidField("request_id", absl::StrCat("must have at most ", kMaxSampledRequestIdBytes,
+                                                 " bytes with several samples"));
 }
 
 absl::Status CheckPrompt(const Prompt& prompt) {
@@ -177,6 +190,7 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
     return InvalidField("model",
                         absl::StrCat("must be UTF-8 of at most ", kMaxModelNameBytes, " bytes"));
   }
+  KVIST_RETURN_IF_ERROR(CheckSamples(request));
   KVIST_RETURN_IF_ERROR(CheckPrompt(request.prompt));
   KVIST_RETURN_IF_ERROR(CheckSampling(request.sampling));
   KVIST_RETURN_IF_ERROR(CheckStop(request.stop));
