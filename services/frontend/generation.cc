@@ -122,7 +122,9 @@ class Generation {
             [&] { return std::make_unique<RoutingChooser>(&state_, ChooserRequest(base.cache())); },
         .make_sink = [&](int32_t sample,
                          ClientStream* client) { return SinkOf(sample, first_index, client); }};
-    std::vector<SampleOutcome> outcomes = RunSamples(samples, state_, client_);
+    std::vector<SampleOutcome> outcomes = RunSamples(
+        samples, {.relay = state_.relay, .in_flight = state_.in_flight, .clock = state_.clock},
+        client_);
     if (outcomes[0].result.lost && turn_ != nullptr) {
       absl::Status& status = outcomes[0].result.status;
       const auto kept = static_cast<int64_t>(outcomes[0].kept_ids.size());

@@ -74,8 +74,8 @@ class FirstChooser final : public WorkerChooser {
 class SiblingChooser final : public WorkerChooser {
  public:
   SiblingChooser(std::unique_ptr<WorkerChooser> chooser, const FirstWorker::Worker& first,
-                 FrontendState* state)
-      : chooser_(std::move(chooser)), first_(first), state_(state) {}
+                 const SamplesContext& context)
+      : chooser_(std::move(chooser)), first_(first), context_(context) {}
 
   absl::StatusOr<ChosenWorker> Choose(const WorkerLives& failed) override {
     if (failed.contains({first_.id, first_.incarnation})) return chooser_->Choose(failed);
@@ -83,14 +83,14 @@ class SiblingChooser final : public WorkerChooser {
         .id = first_.id,
         .incarnation = first_.incarnation,
         .stub = first_.stub,
-        .place = state_->in_flight.Enter(first_.id, /*prefill_tokens=*/0, state_->clock.Now())};
+        .place = context_.in_flight.Enter(first_.id, /*prefill_tokens=*/0, context_.clock.Now())};
   }
   void MarkFailed(const ChosenWorker& worker) override { chooser_->MarkFailed(worker); }
 
  private:
   const std::unique_ptr<WorkerChooser> chooser_;
   const FirstWorker::Worker first_;
-  FrontendState* const state_;
+  const SamplesContext& context_;
 };
 
 // The client's stream for several threads. Thread-safe.
@@ -143,11 +143,11 @@ RelayRequest RequestOf(const SamplesRequest& request, int32_t sample) {
   return relay;
 }
 
-SampleOutcome RunOne(const SamplesRequest& request, int32_t sample, FrontendState& state,
+SampleOutcome RunOne(const SamplesRequest& request, int32_t sample, const SamplesContext& context,
                      WorkerChooser& chooser, ClientStream& client) {
   const std::unique_ptr<ResponseSink> sink = request.make_sink(sample, &client);
   SampleOutcome outcome{
-      .result = RunRelay(RequestOf(request, sample), state.relay, chooser, *sink, state.clock)};
+      .result = RunRelay(RequestOf(request, sample), context.relay, chooser, *sink, context.clock)};
   // What was held back from an answer that can be resumed stays so: the text of the first n tokens
   // is the same in every run, and the client has a whole number of them.
   const bool lost = outcome.result.lost && request.resumable;
@@ -160,9 +160,9 @@ SampleOutcome RunOne(const SamplesRequest& request, int32_t sample, FrontendStat
 // All samples of one call. Single-threaded, but for what its threads run.
 class Samples {
  public:
-  Samples(const SamplesRequest& request, FrontendState& state, ClientStream& client)
+  Samples(const SamplesRequest& request, const SamplesContext& context, ClientStream& client)
       : request_(request),
-        state_(state),
+        context_(context),
         shared_(&client),
         outcomes_(request.session_ids.size()) {}
 
@@ -173,7 +173,7 @@ class Samples {
     }
     FirstChooser chooser(request_.make_chooser(), &first_);
     SampleStream stream(&shared_, &first_);
-    outcomes_[0] = RunOne(request_, 0, state_, chooser, stream);
+    outcomes_[0] = RunOne(request_, 0, context_, chooser, stream);
     first_.Over();
     TellEnd(0);
     for (std::thread& thread : threads) thread.join();
@@ -189,9 +189,9 @@ class Samples {
   void RunSibling(int32_t sample) {
     const FirstWorker::Worker* const worker = first_.Wait();
     if (worker == nullptr) return;
-    SiblingChooser chooser(request_.make_chooser(), *worker, &state_);
+    SiblingChooser chooser(request_.make_chooser(), *worker, context_);
     SampleStream stream(&shared_, nullptr);
-    outcomes_[static_cast<size_t>(sample)] = RunOne(request_, sample, state_, chooser, stream);
+    outcomes_[static_cast<size_t>(sample)] = RunOne(request_, sample, context_, chooser, stream);
     TellEnd(sample);
   }
 
@@ -211,7 +211,7 @@ class Samples {
   }
 
   const SamplesRequest& request_;
-  FrontendState& state_;
+  const SamplesContext& context_;
   SharedStream shared_;
   FirstWorker first_;
   std::vector<SampleOutcome> outcomes_;  // each written by its own thread
@@ -219,12 +219,12 @@ class Samples {
 
 }  // namespace
 
-std::vector<SampleOutcome> RunSamples(const SamplesRequest& request, FrontendState& state,
+std::vector<SampleOutcome> RunSamples(const SamplesRequest& request, const SamplesContext& context,
                                       ClientStream& client) {
-  if (request.session_ids.size() > 1) return Samples(request, state, client).Run();
+  if (request.session_ids.size() > 1) return Samples(request, context, client).Run();
   const std::unique_ptr<WorkerChooser> chooser = request.make_chooser();
   std::vector<SampleOutcome> outcomes;
-  outcomes.push_back(RunOne(request, 0, state, *chooser, client));
+  outcomes.push_back(RunOne(request, 0, context, *chooser, client));
   return outcomes;
 }
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "services/frontend/client_stream.h"
-#include "services/frontend/frontend_state.h"
+#include "services/frontend/in_flight.h"
 #include "services/frontend/relay.h"
 #include "services/frontend/response_sink.h"
 
@@ -35,11 +35,18 @@ struct SamplesRequest {
   std::function<std::unique_ptr<ResponseSink>(int32_t sample, ClientStream* client)> make_sink;
 };
 
+// Of the frontend.
+struct SamplesContext {
+  const RelayOptions& relay;
+  InFlight& in_flight;
+  const Clock& clock;
+};
+
 // Runs all samples to their ends, by sample. Blocks; of several samples each has a thread. The
 // others begin when a worker has taken sample 0, at that worker; if none takes it, they end as it
 // does. From then on they are on their own: one that fails, or whose worker is lost, leaves the
 // others as they are. Of several, a SampleFinished goes out as each ends.
-std::vector<SampleOutcome> RunSamples(const SamplesRequest& request, FrontendState& state,
+std::vector<SampleOutcome> RunSamples(const SamplesRequest& request, const SamplesContext& context,
                                       ClientStream& client);
 
 }  // namespace kvist::services

@@ -53,6 +53,10 @@ constexpr MetricDescription kAll[] = {
      "Prompt tokens found in the prefix cache."},
     {kWorker, kCounter, "kvist_num_preemptions_total", "preemptions", "worker",
      "Running sequences put back because blocks ran out."},
+    {kWorker, kCounter, "kvist_forked_requests_total", "requests", "worker",
+     "Requests that began with the blocks of another sample of their prompt."},
+    {kWorker, kCounter, "kvist_copied_blocks_total", "blocks", "worker",
+     "Blocks copied before a write: shared ones, and partly matching ones."},
     {kWorker, kHistogram, "kvist_step_seconds", "seconds", "worker", "One step of the engine."},
     {kWorker, kHistogram, "kvist_batch_tokens", "tokens", "worker", "Tokens in one step."},
     {kWorker, kCounter, "kvist_worker_requests_total", "requests", "worker,finished_reason",
@@ -181,6 +185,9 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
           Counter(registry, KVIST_ROW("prefix_cache_hits_total"), {{"worker", id}})),
       num_preemptions_total(
           Counter(registry, KVIST_ROW("num_preemptions_total"), {{"worker", id}})),
+      forked_requests_total(
+          Counter(registry, KVIST_ROW("forked_requests_total"), {{"worker", id}})),
+      copied_blocks_total(Counter(registry, KVIST_ROW("copied_blocks_total"), {{"worker", id}})),
       step_seconds(Histogram(registry, KVIST_ROW("step_seconds"), kShortSeconds, {{"worker", id}})),
       batch_tokens(Histogram(registry, KVIST_ROW("batch_tokens"), kTokens, {{"worker", id}})),
       worker_requests_total(Counters(registry, KVIST_ROW("worker_requests_total"),

@@ -1,5 +1,5 @@
 // Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
-// windows, formats, kinds, priorities, sessions, cancels and deadlines; invariants after each step,
+// windows, formats, kinds, priorities, sessions, samples of one prompt, cancels and deadlines; invariants after each step,
 // and a mirror fed with the events.
 #include <algorithm>
 #include <array>
@@ -150,9 +150,13 @@ class Load {
 
   void Run() {
     int added = 0;
-    for (int64_t step = 0; added < options_.requests || !core_->idle(); ++step) {
+    for (int64_t step = 0; added < options_.requests || !late_.empty() || !core_->idle(); ++step) {
       ASSERT_LT(step, 1000000);
       while (added < options_.requests && (core_->idle() || Below(3) == 0)) AddRequest(added++);
+      while (!late_.empty() && (core_->idle() || Below(4) == 0)) {
+        Submit(late_.back());
+        late_.pop_back();
+      }
       if (Below(100) < 100 * options_.cancel_share) CancelSome();
       clock_.Advance(std::chrono::milliseconds(1));
       const bool ran = core_->Step();
@@ -222,10 +226,34 @@ class Load {
       prepared = PrepareRequest(core_->limits(), &request);
     }
     ASSERT_TRUE(prepared.ok()) << prepared;
+    Submit(request);
+    if (Below(3) == 0) AddSiblings(request);
+  }
+
+  void Submit(const GenerateRequest& request) {
     ++by_allocation_[static_cast<size_t>(request.cache.allocation)];
     auto sink = std::make_shared<RecordingSink>();
     all_.push_back({request, sink});
     core_->Add(request, sink, clock_.Now());
+  }
+
+  // Further samples, at once or some steps later.
+  void AddSiblings(const GenerateRequest& first) {
+    const int count = 1 + static_cast<int>(Below(4));
+    for (int i = 1; i <= count; ++i) {
+      GenerateRequest sibling = first;
+      sibling.id = RequestId(Numbered(first.id.value() + ".", i));
+      sibling.fork_of = first.id;
+      sibling.sampling.sample_index = static_cast<uint32_t>(i);
+      if (!first.session.empty() && Below(2) == 0) {
+        sibling.session = SessionId(Numbered(first.session.value() + ".", i));
+      }
+      if (Below(3) == 0) {
+        late_.push_back(std::move(sibling));
+      } else {
+        Submit(sibling);
+      }
+    }
   }
 
   void CancelSome() {
@@ -272,12 +300,13 @@ class Load {
   std::unique_ptr<EngineCore> core_;
   std::vector<std::vector<int32_t>> stems_;
   std::vector<Running> all_;
+  std::vector<GenerateRequest> late_;  // samples to come
   std::array<uint64_t, kNumAllocations> by_allocation_{};
   NaiveMirror mirror_;
 };
 
 TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
-  uint64_t preemptions = 0, hits = 0, promised = 0;
+  uint64_t preemptions = 0, hits = 0, promised = 0, forks = 0, copies = 0;
   for (uint64_t seed = 1; seed <= Seeds(50); ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
@@ -285,6 +314,8 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
     load.Run();
     if (testing::Test::HasFatalFailure()) return;
     preemptions += load.stats().preemptions;
+    forks += load.stats().forks;
+    copies += load.stats().copied_blocks;
     hits += load.stats().prefix_tokens_hit;
     promised += load.stats().requests[static_cast<size_t>(Allocation::kStatic)];
   }
@@ -292,6 +323,8 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
   EXPECT_GT(promised, 100u);
+  EXPECT_GT(forks, 500u);
+  EXPECT_GT(copies, 500u);
 }
 
 TEST(EngineLoadTest, CancelsAndDeadlinesLeaveNothingBehind) {
