@@ -112,9 +112,8 @@ void Cluster::WaitForOutcomes(const std::vector<OutcomeKey>& sent,
 
 void Cluster::ForkSession(const SessionId& session, const SessionId& new_session,
                           std::chrono::steady_clock::time_point deadline) {
-  const cm::ForkCommand command{.request = RequestId(DrawId("fork-")),
-                                .session = session,
-                                .new_session = new_session};
+  const cm::ForkCommand command{
+      .request = RequestId(DrawId("fork-")), .session = session, .new_session = new_session};
   MutexLock lock(mutex_);
   std::vector<OutcomeKey> sent;
   for (const WorkerId& worker : ConnectedWorkers()) {

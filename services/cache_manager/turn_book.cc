@@ -377,8 +377,7 @@ absl::StatusOr<v1::Session> TurnBook::Fork(const v1::ForkSessionRequest& request
   KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kRefused));
   KVIST_RETURN_IF_ERROR(CheckId("new_id", request.new_id(), EmptyId::kAllowed));
   KVIST_ASSIGN_OR_RETURN(StoredSession session, Read(request.id(), History::kRead));
-  if (request.has_expected_version() &&
-      request.expected_version() != session.record.version) {
+  if (request.has_expected_version() && request.expected_version() != session.record.version) {
     return absl::AbortedError(
         absl::StrCat("the session changed; it is at version ", session.record.version));
   }

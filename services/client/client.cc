@@ -16,7 +16,7 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kUnaryTimeout{15'000};
 constexpr int32_t kMostSamples = 1024;  // that room is made for, whatever the server allows
-constexpr int kPageSize = 1000;  // the largest the manager takes
+constexpr int kPageSize = 1000;         // the largest the manager takes
 
 void TakeDelta(const v1::Delta& delta, Generated* generated) {
   const auto sample = static_cast<size_t>(delta.sample());

@@ -418,7 +418,8 @@ absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& reques
 
 absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
                        const Principal& principal, MonotonicTime deadline, ClientStream& client) {
-  return WhileAdmitted(state, 1, [&] { return Resume(state, request, principal, deadline, client); });
+  return WhileAdmitted(state, 1,
+                       [&] { return Resume(state, request, principal, deadline, client); });
 }
 
 }  // namespace kvist::services

@@ -44,8 +44,7 @@ class SamplesTest : public RolesTest {
       EXPECT_EQ(sample.text, alone.text) << i;
       EXPECT_EQ(sample.finished.reason(), alone.finished.reason()) << i;
       EXPECT_EQ(sample.finished.sample(), i);
-      EXPECT_EQ(sample.finished.generated_tokens(),
-                static_cast<int64_t>(sample.tokens.size()));
+      EXPECT_EQ(sample.finished.generated_tokens(), static_cast<int64_t>(sample.tokens.size()));
       for (size_t t = 0; t < sample.tokens.size(); ++t) {
         EXPECT_EQ(sample.tokens[t].index(), static_cast<int64_t>(t));
       }

@@ -256,7 +256,8 @@ bool SequenceBlocks::Fits(int64_t total, int64_t spare) const {
     const int64_t longer =
         CeilDiv<int64_t>(total, cache_->block_tokens_) - static_cast<int64_t>(group.table.size());
     const int64_t more = std::min(longer, cache_->MostHeld(group.span, total) - group.Held());
-    if (std::max<int64_t>(0, more) + copied + spare > cache_->groups_[g].pool->Available()) return false;
+    if (std::max<int64_t>(0, more) + copied + spare > cache_->groups_[g].pool->Available())
+      return false;
   }
   return true;
 }

@@ -62,8 +62,8 @@ TEST(ForkStreamTest, ARepeatedForkIsExecutedOnce) {
   for (const WorkerMessage& message : side.Poll(1, {}, kNoLimit)) {
     if (const auto* o = std::get_if<CommandOutcome>(&message)) results.push_back(o->result);
   }
-  EXPECT_EQ(results, (std::vector{CommandResult::kDone, CommandResult::kDone,
-                                  CommandResult::kRefused}));
+  EXPECT_EQ(results,
+            (std::vector{CommandResult::kDone, CommandResult::kDone, CommandResult::kRefused}));
   EXPECT_FALSE(worker.sessions().Chain(SessionId("t"), 0).empty());
 }
 

@@ -34,8 +34,9 @@ class SamplesCommandTest : public ::testing::Test {
   }
   static json JsonOf(const std::vector<std::string>& arguments) { return server_->Json(arguments); }
   static std::vector<std::string> Command(const std::vector<std::string>& more) {
-    std::vector<std::string> command = {"generate", "The red cat was", "--max-new-tokens", "12",
-                                        "--temperature", "0.9", "--seed", "7", "--ignore-eos"};
+    std::vector<std::string> command = {
+        "generate", "The red cat was", "--max-new-tokens", "12", "--temperature", "0.9", "--seed",
+        "7",        "--ignore-eos"};
     command.insert(command.end(), more.begin(), more.end());
     return command;
   }
@@ -96,8 +97,8 @@ TEST_F(SamplesCommandTest, BadCountsAreNamed) {
 
 TEST_F(SamplesCommandTest, AForkSharesTheBlocksAndGoesItsOwnWay) {
   EXPECT_EQ(Kvist({"sessions", "create", "kitchen"}).exit_code, 0);
-  EXPECT_EQ(JsonOf({"generate", "The red cat was", "--session", "kitchen", "--max-new-tokens",
-                    "60", "--ignore-eos"})["finish_reason"],
+  EXPECT_EQ(JsonOf({"generate", "The red cat was", "--session", "kitchen", "--max-new-tokens", "60",
+                    "--ignore-eos"})["finish_reason"],
             "length");
   const json fork = JsonOf({"sessions", "fork", "kitchen", "kitchen-2"});
   EXPECT_EQ(fork["session"], "kitchen-2");
@@ -108,8 +109,8 @@ TEST_F(SamplesCommandTest, AForkSharesTheBlocksAndGoesItsOwnWay) {
   EXPECT_GT(shown["shared_bytes"], 0);
   EXPECT_EQ(shown["shared_bytes"], kitchen["shared_bytes"]);
   EXPECT_EQ(shown["exclusive_bytes"], 0);
-  EXPECT_GT(JsonOf({"generate", " and", "--session", "kitchen-2", "--max-new-tokens", "5"})
-                ["cached_tokens"],
+  EXPECT_GT(JsonOf({"generate", " and", "--session", "kitchen-2", "--max-new-tokens",
+                    "5"})["cached_tokens"],
             48);
   EXPECT_EQ(JsonOf({"sessions", "kitchen"})["tokens"], kitchen["tokens"]);
   EXPECT_EQ(Kvist({"sessions", "fork", "kitchen", "kitchen-2"}).exit_code, 4);

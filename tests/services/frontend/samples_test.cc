@@ -171,9 +171,8 @@ TEST_F(SamplesTest, StartedAndProgressAreToldOnceAndDeltasSayWhose) {
 }
 
 TEST_F(SamplesTest, IfNoWorkerTakesTheFirstOneAllEndAsItDoes) {
-  ScriptedWorker worker("a", [](ScriptStream&) {
-    return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "no");
-  });
+  ScriptedWorker worker(
+      "a", [](ScriptStream&) { return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "no"); });
   const auto outcomes = Run({&worker}, 3);
   EXPECT_EQ(worker.calls(), 1);
   for (const SampleOutcome& outcome : outcomes) {

@@ -94,7 +94,8 @@ TEST(StreamWireTest, ManagerMessagesSurviveTheWire) {
                              .session = SessionId("s"),
                              .new_session = SessionId("t")};
   for (const cm::ManagerMessage& message :
-       {cm::ManagerMessage(fork), cm::ManagerMessage(cm::Welcome{.heartbeat_interval_ms = 5, .intent_version = 6}),
+       {cm::ManagerMessage(fork),
+        cm::ManagerMessage(cm::Welcome{.heartbeat_interval_ms = 5, .intent_version = 6}),
         cm::ManagerMessage(cm::ResyncRequest{.resync_id = 7}),
         cm::ManagerMessage(cm::DigestRequest()), cm::ManagerMessage(by_keys),
         cm::ManagerMessage(by_session), cm::ManagerMessage(by_count)}) {

@@ -1,6 +1,6 @@
 // Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
-// windows, formats, kinds, priorities, sessions, samples of one prompt, cancels and deadlines; invariants after each step,
-// and a mirror fed with the events.
+// windows, formats, kinds, priorities, sessions, samples of one prompt, cancels and deadlines;
+// invariants after each step, and a mirror fed with the events.
 #include <algorithm>
 #include <array>
 #include <chrono>

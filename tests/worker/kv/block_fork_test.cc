@@ -60,14 +60,14 @@ class BlockForkTest : public testing::Test {
         });
   }
   Branch New(const AttentionSpan& attention = {}) {
-    return {.tokens = {},
-            .blocks = SequenceBlocks(
-                cache_.get(),
-                {.root = cache_manager::RootKey(
-                     {.model_fingerprint = "m",
-                      .attention = cache_manager::AttentionText(attention)}),
-                 .attention = attention,
-                 .max_tokens = 1000})};
+    return {
+        .tokens = {},
+        .blocks = SequenceBlocks(
+            cache_.get(),
+            {.root = cache_manager::RootKey(
+                 {.model_fingerprint = "m", .attention = cache_manager::AttentionText(attention)}),
+             .attention = attention,
+             .max_tokens = 1000})};
   }
   Branch ForkOf(const Branch& other, const AttentionSpan& attention = {}) {
     Branch fork = New(attention);
@@ -102,8 +102,8 @@ class BlockForkTest : public testing::Test {
       const AttentionSpan span = cache_manager::SpanInLayers(windows_[g], attention);
       const auto window = static_cast<size_t>(span.window_tokens);
       for (size_t p = 0; p < stored; ++p) {
-        const bool seen = window == 0 || p + window >= stored ||
-                          p < static_cast<size_t>(span.sink_tokens);
+        const bool seen =
+            window == 0 || p + window >= stored || p < static_cast<size_t>(span.sink_tokens);
         if (!seen) continue;
         const int32_t block = branch.blocks.table(g)[p / kBlock];
         ASSERT_GE(block, 0);
@@ -350,11 +350,11 @@ TEST_P(RandomBlockForkTest, EveryBranchReadsWhatItWrote) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Spans, RandomBlockForkTest,
-    ::testing::Values(RandomCase{{0}, {}, 60}, RandomCase{{0}, {}, 200},
-                      RandomCase{{0, 24}, {}, 80}, RandomCase{{0, 40, 16}, {64, 20}, 60},
-                      RandomCase{{20}, {32, 4}, 30}));
+INSTANTIATE_TEST_SUITE_P(Spans, RandomBlockForkTest,
+                         ::testing::Values(RandomCase{{0}, {}, 60}, RandomCase{{0}, {}, 200},
+                                           RandomCase{{0, 24}, {}, 80},
+                                           RandomCase{{0, 40, 16}, {64, 20}, 60},
+                                           RandomCase{{20}, {32, 4}, 30}));
 
 }  // namespace
 }  // namespace kvist::worker
