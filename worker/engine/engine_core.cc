@@ -174,10 +174,11 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
     live.blocks.Discard();
     return false;
   }
-  if (const LiveRequest* sibling = SiblingOf(live)) {
-    live.blocks.MatchPartialOf(sibling->blocks, std::min(limit, live.prompt_tokens()));
+  // What comes after the prompt is each sample's own.
+  const LiveRequest* sibling = limit <= live.prompt_tokens() ? SiblingOf(live) : nullptr;
+  if (sibling == nullptr || live.blocks.MatchPartialOf(sibling->blocks, limit) == 0) {
+    live.blocks.MatchPartial(live.tokens, limit);
   }
-  live.blocks.MatchPartial(live.tokens, limit);
   live.stored_tokens = live.blocks.stored_tokens();
   if (!live.first_scheduled.has_value()) {
     live.first_scheduled = clock_->Now();

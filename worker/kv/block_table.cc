@@ -158,6 +158,7 @@ int64_t SequenceBlocks::MatchBlocks(std::span<const int32_t> tokens, int64_t lim
 
 int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t limit) {
   if (sharing_ == Sharing::kScratch || limit <= stored_) return 0;
+  KVIST_CHECK(stored_ == named_ * cache_->block_tokens_);
   const int64_t most = std::min<int64_t>(limit - stored_, cache_->block_tokens_ - 1);
   const auto next = tokens.subspan(static_cast<size_t>(stored_), static_cast<size_t>(most));
   int64_t matched = most;
@@ -175,6 +176,7 @@ int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t li
 }
 
 int64_t SequenceBlocks::MatchPartialOf(const SequenceBlocks& other, int64_t limit) {
+  KVIST_CHECK(stored_ == named_ * cache_->block_tokens_ || sharing_ == Sharing::kScratch);
   const int64_t most = std::min<int64_t>(limit - stored_, cache_->block_tokens_ - 1);
   const int64_t matched = std::min(most, other.stored_ - stored_);
   if (sharing_ == Sharing::kScratch || matched <= 0) return 0;

@@ -89,8 +89,8 @@ class SequenceBlocks {
   // only matched blocks are held.
   int64_t MatchPartial(std::span<const int32_t> tokens, int64_t limit);
   // The same, but the block that is copied is the one at that place of `other`, which may go on
-  // writing behind the tokens that were copied. REQUIRES: as Fork, and the tokens of both agree
-  // before `limit`.
+  // writing behind the tokens that were copied. REQUIRES: both are of one cache and span, and their
+  // tokens agree before `limit`; only matched blocks are held.
   int64_t MatchPartialOf(const SequenceBlocks& other, int64_t limit);
   // Takes references to all blocks that `other` has written: its tokens are stored here from then
   // on. A partial last block belongs to both until one of them writes: that one copies it (GrowTo).
