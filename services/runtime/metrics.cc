@@ -59,6 +59,10 @@ constexpr MetricDescription kAll[] = {
      "Tokens guessed ahead and computed."},
     {kWorker, kCounter, "kvist_spec_decode_num_accepted_tokens_total", "tokens", "worker",
      "Tokens guessed ahead that the sampler chose as well."},
+    {kWorker, kCounter, "kvist_forked_requests_total", "requests", "worker",
+     "Requests that began with the blocks of another sample of their prompt."},
+    {kWorker, kCounter, "kvist_copied_blocks_total", "blocks", "worker",
+     "Blocks copied before a write: shared ones, and partly matching ones."},
     {kWorker, kHistogram, "kvist_step_seconds", "seconds", "worker", "One step of the engine."},
     {kWorker, kHistogram, "kvist_batch_tokens", "tokens", "worker", "Tokens in one step."},
     {kWorker, kCounter, "kvist_worker_requests_total", "requests", "worker,finished_reason",
@@ -193,6 +197,9 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
           Counter(registry, KVIST_ROW("spec_decode_num_draft_tokens_total"), {{"worker", id}})),
       spec_decode_num_accepted_tokens_total(
           Counter(registry, KVIST_ROW("spec_decode_num_accepted_tokens_total"), {{"worker", id}})),
+      forked_requests_total(
+          Counter(registry, KVIST_ROW("forked_requests_total"), {{"worker", id}})),
+      copied_blocks_total(Counter(registry, KVIST_ROW("copied_blocks_total"), {{"worker", id}})),
       step_seconds(Histogram(registry, KVIST_ROW("step_seconds"), kShortSeconds, {{"worker", id}})),
       batch_tokens(Histogram(registry, KVIST_ROW("batch_tokens"), kTokens, {{"worker", id}})),
       worker_requests_total(Counters(registry, KVIST_ROW("worker_requests_total"),

@@ -50,6 +50,8 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
         drafts.draft_tokens);
   Raise(metrics_->spec_decode_num_accepted_tokens_total, last_.speculation.accepted_tokens,
         drafts.accepted_tokens);
+  Raise(metrics_->forked_requests_total, last_.forks, stats.forks);
+  Raise(metrics_->copied_blocks_total, last_.copied_blocks, stats.copied_blocks);
   static_assert(kAllocations == worker::kNumAllocations);
   for (size_t i = 0; i < kAllocations; ++i) {
     Raise(*metrics_->cache_requests_total[i], last_.requests[i], stats.requests[i]);

@@ -46,7 +46,9 @@ struct EngineStats {
   uint64_t prefix_tokens_hit = 0;
   uint64_t preemptions = 0;
   SpeculationStats speculation;
-  uint64_t finished[5] = {};                // by FinishReason
+  uint64_t forks = 0;          // requests that began with the blocks and the logits of another
+  uint64_t copied_blocks = 0;  // before a write: shared ones, and partial hits; in all pools
+  uint64_t finished[5] = {};   // by FinishReason
   uint64_t requests[kNumAllocations] = {};  // taken in, by Allocation
   int64_t running = 0;
   int64_t waiting = 0;

@@ -1,9 +1,10 @@
 // Invariants:
-//   1. every live request is in the scheduler once, waiting or running; a waiting one holds no
-//      blocks
+//   1. every live request is in the scheduler once, waiting or running, or waits for its leader's
+//      prompt; a waiting one holds no blocks
 //   2. between steps known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
 //   3. blocks referenced in the pools = blocks in the tables of the running ones
 //   4. unscheduled = live requests without a first schedule
+//   5. a follower has a live leader, which lists it and follows nobody
 #include "worker/engine/engine_core.h"
 
 #include <algorithm>
@@ -73,6 +74,7 @@ void EngineCore::MakePools() {
                               .window = groups[g].window});
     }
     auto copy = [this](int32_t pool, int32_t from, int32_t to) {
+      ++stats_.copied_blocks;
       backend_->CopyBlock(pool, from, to);
     };
     formats_.push_back(std::make_unique<FormatCache>(FormatCache{
@@ -119,7 +121,7 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
   live.queued = queued;
   ++unscheduled_;
   live_.emplace(live.request.id, std::move(owned));
-  scheduler_.Add(&live);
+  if (!Follow(live)) scheduler_.Add(&live);
   // A replay of an answer that was complete: nothing is left to choose.
   if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
 }
@@ -176,7 +178,11 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
     live.blocks.Discard();
     return false;
   }
-  live.blocks.MatchPartial(live.tokens, limit);
+  // What comes after the prompt is each sample's own.
+  const LiveRequest* sibling = limit <= live.prompt_tokens() ? SiblingOf(live) : nullptr;
+  if (sibling == nullptr || live.blocks.MatchPartialOf(sibling->blocks, limit) == 0) {
+    live.blocks.MatchPartial(live.tokens, limit);
+  }
   live.stored_tokens = live.blocks.stored_tokens();
   if (!live.first_scheduled.has_value()) {
     live.first_scheduled = clock_->Now();
@@ -261,13 +267,13 @@ void EngineCore::Postprocess(const Logits& logits) {
   for (const ScheduledChunk& chunk : plan_.chunks) {
     LiveRequest& live = LiveOf(*chunk.sequence);
     AdvanceChunk(chunk, live);
-    if (!chunk.completes) continue;
     const Logits rows{.data = logits.row(row),
-                      .rows = 1 + chunk.drafts,
+                      .rows = chunk.completes ? 1 + chunk.drafts : 0,
                       .vocab = logits.vocab,
                       .stride = logits.stride};
     row += rows.rows;
-    TakeTokens(chunk, rows, live);
+    if (!live.followers.empty() && live.has_prompt()) LetFollowersGo(live, rows);
+    if (chunk.completes) TakeTokens(chunk, rows, live);
   }
 }
 
@@ -322,6 +328,7 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
   const std::unique_ptr<LiveRequest> owned = std::move(found->second);
   live_.erase(found);
   scheduler_.Remove(&live);
+  LeaveSiblings(live);
   live.blocks.Release(live.tokens);
   if (live.first_scheduled.has_value()) {
     if (live.in_session()) session_holds_.End(live.member);
@@ -358,17 +365,17 @@ EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
   stats.speculation = speculation_.stats();
   stats.running = static_cast<int64_t>(scheduler_.running().size());
-  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size() + followers_);
   return stats;
 }
 
 cache_manager::WorkerLoad EngineCore::load() const {
   cache_manager::WorkerLoad load;
   load.running_sequences = static_cast<uint32_t>(scheduler_.running().size());
-  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size());
+  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size() + followers_);
   load.max_sequences = static_cast<uint32_t>(options_.max_running_sequences);
   for (const auto& [id, live] : live_) {
-    if (live->state == SequenceState::kDecode) continue;
+    if (live->state == SequenceState::kDecode || live->leader != nullptr) continue;
     load.queued_prefill_tokens += static_cast<uint64_t>(live->MissingTokens());
   }
   return load;
@@ -377,10 +384,10 @@ cache_manager::WorkerLoad EngineCore::load() const {
 absl::Status EngineCore::CheckInvariants() const {
   for (const auto& pool : pools_) KVIST_RETURN_IF_ERROR(pool->CheckInvariants());
   KVIST_RETURN_IF_ERROR(sessions_.CheckInvariants());
-  if (scheduler_.running().size() + scheduler_.waiting().size() != live_.size()) {
+  if (scheduler_.running().size() + scheduler_.waiting().size() + followers_ != live_.size()) {
     return absl::InternalError("engine 1: live requests and the scheduler");
   }
-  size_t unscheduled = 0;
+  size_t unscheduled = 0, listed = 0;
   for (const auto& [id, live] : live_) {
     KVIST_RETURN_IF_ERROR(live->blocks.CheckInvariants());
     const bool waits = live->state == SequenceState::kWaiting;
@@ -392,7 +399,14 @@ absl::Status EngineCore::CheckInvariants() const {
       return absl::InternalError("engine 2: token counts");
     }
     if (!live->first_scheduled.has_value()) ++unscheduled;
+    listed += live->followers.size();
+    for (const LiveRequest* follower : live->followers) {
+      if (follower->leader != live.get() || live->leader != nullptr) {
+        return absl::InternalError("engine 5: followers and leaders");
+      }
+    }
   }
+  if (listed != followers_) return absl::InternalError("engine 5: followers");
   if (unscheduled != unscheduled_) return absl::InternalError("engine 4: unscheduled");
   for (const auto& format : formats_) {
     for (size_t g = 0; g < format->pools.size(); ++g) {

@@ -78,6 +78,17 @@ class EngineCore final : private BlockLedger {
   // Chooses from the chunk's rows of logits, publishes and ends the request if its last token came.
   void TakeTokens(const ScheduledChunk& chunk, const Logits& rows, LiveRequest& live);
   void Finish(LiveRequest& live, FinishReason reason, const absl::Status& status);
+
+  // --- forks of one prompt (engine_core_forks.cc)
+  // The live request that `live` is a fork of; null if there is none.
+  LiveRequest* SiblingOf(const LiveRequest& live) const;
+  // Has the request wait for its leader's prompt. False if it has no leader to wait for.
+  bool Follow(LiveRequest& live);
+  // The leader's prompt is stored: the followers go on, from its logits if there are any.
+  void LetFollowersGo(LiveRequest& leader, const Logits& logits);
+  void ForkFrom(const LiveRequest& leader, const Logits& logits, LiveRequest& live);
+  // The request ends: nobody waits for it any more, nor it for anybody.
+  void LeaveSiblings(LiveRequest& live);
   void CountStep(double seconds);
 
   const EngineOptions options_;
@@ -98,6 +109,7 @@ class EngineCore final : private BlockLedger {
   absl::flat_hash_map<RequestId, std::unique_ptr<LiveRequest>> live_;
   uint64_t arrivals_ = 0;
   size_t unscheduled_ = 0;
+  size_t followers_ = 0;  // requests that wait for another's prompt
   Plan plan_;
   Batch batch_;
   std::vector<std::vector<std::span<const int32_t>>>

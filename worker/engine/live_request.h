@@ -33,6 +33,7 @@ struct LiveRequest : Sequence {
   int64_t generated_tokens() const { return known_tokens - prompt_tokens(); }
   bool caches() const { return request.cache.allocation != Allocation::kNone; }
   bool in_session() const { return caches() && !request.session.empty(); }
+  bool has_prompt() const { return stored_tokens >= prompt_tokens(); }
 
   GenerateRequest request;
   std::shared_ptr<TokenSink> sink;
@@ -44,6 +45,10 @@ struct LiveRequest : Sequence {
   std::unique_ptr<Drafter> drafter;  // once it has a token, if it may draft
   int64_t draft_tokens = 0;
   int64_t accepted_tokens = 0;  // of these
+  // Forks of one prompt (engine_core_forks.cc): who computes it for this one, which waits; and who
+  // waits for this one.
+  LiveRequest* leader = nullptr;
+  std::vector<LiveRequest*> followers;
   int64_t cached_tokens = 0;
   int64_t preemptions = 0;
   MonotonicTime queued;

@@ -417,6 +417,7 @@ const std::vector<std::vector<std::string>>& Commands() {
                                                 {"sessions", "get"},
                                                 {"sessions", "reset"},
                                                 {"sessions", "truncate"},
+                                                {"sessions", "fork"},
                                                 {"sessions", "delete"},
                                                 {"blocks"},
                                                 {"tokenize"},

@@ -1,6 +1,6 @@
 // Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
-// windows, formats, kinds, priorities, sessions, drafts, cancels and deadlines; invariants after
-// each step, and a mirror fed with the events.
+// windows, formats, kinds, priorities, sessions, samples of one prompt, drafts, cancels and
+// deadlines; invariants after each step, and a mirror fed with the events.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -156,9 +156,13 @@ class Load {
 
   void Run() {
     int added = 0;
-    for (int64_t step = 0; added < options_.requests || !core_->idle(); ++step) {
+    for (int64_t step = 0; added < options_.requests || !late_.empty() || !core_->idle(); ++step) {
       ASSERT_LT(step, 1000000);
       while (added < options_.requests && (core_->idle() || Below(3) == 0)) AddRequest(added++);
+      while (!late_.empty() && (core_->idle() || Below(4) == 0)) {
+        Submit(late_.back());
+        late_.pop_back();
+      }
       if (Below(100) < 100 * options_.cancel_share) CancelSome();
       clock_.Advance(std::chrono::milliseconds(1));
       const bool ran = core_->Step();
@@ -228,10 +232,34 @@ class Load {
       prepared = PrepareRequest(core_->limits(), &request);
     }
     ASSERT_TRUE(prepared.ok()) << prepared;
+    Submit(request);
+    if (Below(3) == 0) AddSiblings(request);
+  }
+
+  void Submit(const GenerateRequest& request) {
     ++by_allocation_[static_cast<size_t>(request.cache.allocation)];
     auto sink = std::make_shared<RecordingSink>();
     all_.push_back({request, sink});
     core_->Add(request, sink, clock_.Now());
+  }
+
+  // Further samples, at once or some steps later.
+  void AddSiblings(const GenerateRequest& first) {
+    const int count = 1 + static_cast<int>(Below(4));
+    for (int i = 1; i <= count; ++i) {
+      GenerateRequest sibling = first;
+      sibling.id = RequestId(Numbered(first.id.value() + ".", i));
+      sibling.fork_of = first.id;
+      sibling.sampling.sample_index = static_cast<uint32_t>(i);
+      if (!first.session.empty() && Below(2) == 0) {
+        sibling.session = SessionId(Numbered(first.session.value() + ".", i));
+      }
+      if (Below(3) == 0) {
+        late_.push_back(std::move(sibling));
+      } else {
+        Submit(sibling);
+      }
+    }
   }
 
   void CancelSome() {
@@ -278,12 +306,13 @@ class Load {
   std::unique_ptr<EngineCore> core_;
   std::vector<std::vector<int32_t>> stems_;
   std::vector<Running> all_;
+  std::vector<GenerateRequest> late_;  // samples to come
   std::array<uint64_t, kNumAllocations> by_allocation_{};
   NaiveMirror mirror_;
 };
 
 TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
-  uint64_t preemptions = 0, hits = 0, promised = 0;
+  uint64_t preemptions = 0, hits = 0, promised = 0, forks = 0, copies = 0;
   for (uint64_t seed = 1; seed <= Seeds(50); ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
@@ -291,6 +320,8 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
     load.Run();
     if (testing::Test::HasFatalFailure()) return;
     preemptions += load.stats().preemptions;
+    forks += load.stats().forks;
+    copies += load.stats().copied_blocks;
     hits += load.stats().prefix_tokens_hit;
     promised += load.stats().requests[static_cast<size_t>(Allocation::kStatic)];
   }
@@ -298,6 +329,8 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
   EXPECT_GT(promised, 100u);
+  EXPECT_GT(forks, 500u);
+  EXPECT_GT(copies, 500u);
 }
 
 TEST(EngineLoadTest, LoadsWithDraftsGiveLoneAnswers) {
@@ -305,7 +338,7 @@ TEST(EngineLoadTest, LoadsWithDraftsGiveLoneAnswers) {
   for (uint64_t seed = 301; seed <= 300 + Seeds(40); ++seed) {
     const bool grows = seed % 2 == 0;
     Load load({.seed = seed,
-               .requests = 40,
+               .requests = 80,
                .longest_prompt = grows ? 40 : 120,
                .most_new = grows ? 160 : 60,
                .cancel_share = seed % 4 == 0 ? 0.2 : 0.0,

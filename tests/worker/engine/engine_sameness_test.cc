@@ -267,6 +267,40 @@ TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
   EXPECT_GT(preemptions, 0);
 }
 
+TEST_P(EngineSamenessTest, SamplesOfOnePromptAreTheSameAsAlone) {
+  for (const int64_t prompt : {33, 48, 94}) {
+    std::vector<GenerateRequest> samples;
+    for (int i = 0; i < 4; ++i) {
+      GenerateRequest request = RequestOf("a", Ids(prompt, 1), 20);
+      request.sampling = {.temperature = 0.9f,
+                          .top_p = 0.95f,
+                          .seed = 5,
+                          .sample_index = static_cast<uint32_t>(i),
+                          .logprobs = 20};
+      if (i > 0) {
+        request.id = RequestId(Numbered("a.", i));
+        request.fork_of = RequestId("a");
+      }
+      samples.push_back(std::move(request));
+    }
+    std::vector<Answer> alone;
+    for (const GenerateRequest& request : samples) alone.push_back(RunCold({}, request));
+    EXPECT_NE(alone[0].ids, alone[1].ids);
+    // Comfortably, and in pools that only some of them fit into.
+    for (const int32_t blocks : {200, 12}) {
+      auto core = MakeCore({.blocks_per_pool = blocks, .threads = 2, .max_step_tokens = 40});
+      std::vector<std::shared_ptr<RecordingSink>> sinks;
+      for (const GenerateRequest& request : samples) sinks.push_back(Add(*core, request));
+      RunToEnd(*core);
+      EXPECT_EQ(core->stats().forks, 3u);
+      for (size_t i = 0; i < samples.size(); ++i) {
+        EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(alone[i]))
+            << i << " of " << prompt << " tokens, " << blocks << " blocks";
+      }
+    }
+  }
+}
+
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
   std::string name = info.param.model + "_" + std::string(KvFormatName(info.param.format));
   std::replace(name.begin(), name.end(), '.', '_');
