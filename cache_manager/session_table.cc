@@ -175,6 +175,19 @@ void SessionTable::SetUnnamed(const SessionId& session, PoolIndex pool, uint32_t
   s.log->Append(SessionUnnamed{session, pool, partial_blocks, reserved_blocks});
 }
 
+bool SessionTable::Fork(const SessionId& from, const SessionId& to) {
+  const Record* const record = state_->Find(from);
+  if (record == nullptr || state_->Find(to) != nullptr) return false;
+  const TenantId tenant = record->facts.tenant;
+  std::vector<std::vector<BlockKey>> chains;  // making room may release `from`
+  for (const PoolHolding& holding : record->pools) chains.push_back(holding.keys);
+  for (size_t pool = 0; pool < chains.size(); ++pool) {
+    SetChain(to, tenant, static_cast<PoolIndex>(pool), 0, chains[pool]);
+  }
+  SetPhase(to, SessionPhase::kIdle);
+  return state_->Find(to) != nullptr;
+}
+
 void SessionTable::SetPhase(const SessionId& session, SessionPhase phase) {
   Record* const record = state_->Find(session);
   if (record == nullptr || record->facts.phase == phase) return;

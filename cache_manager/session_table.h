@@ -45,6 +45,9 @@ class SessionTable {
   // Absolute counts; emits only on change. The session must exist, else nothing happens.
   void SetUnnamed(const SessionId& session, PoolIndex pool, uint32_t partial_blocks,
                   uint32_t reserved_blocks);
+  // `to` becomes an idle session that holds the chains of `from`. False, and nothing happens, if
+  // `from` is unknown, `to` is known or there is no room.
+  bool Fork(const SessionId& from, const SessionId& to);
   // Emits only on change. The session must exist, else nothing happens.
   void SetPhase(const SessionId& session, SessionPhase phase);
   // Forgets the session. The blocks stay in their pools. Nothing happens if it is unknown.

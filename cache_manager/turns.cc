@@ -128,6 +128,17 @@ absl::Status TruncateSession(const TruncateSessionRequest& request, int64_t now_
   return absl::OkStatus();
 }
 
+absl::Status ForkSession(const SessionId& id, int64_t now_wall_ms, SessionRecord& record) {
+  KVIST_RETURN_IF_ERROR(CheckId("id", id.value()));
+  if (HasOpenTurn(record, now_wall_ms)) return LostRace("a turn is open", record);
+  record.id = id;
+  record.version = 0;
+  record.created_wall_ms = now_wall_ms;
+  record.open_turn.reset();
+  Changed(now_wall_ms, record);
+  return absl::OkStatus();
+}
+
 bool IsExpired(const SessionRecord& record, int64_t now_wall_ms) {
   if (record.time_to_live_ms == 0 || HasOpenTurn(record, now_wall_ms)) return false;
   return now_wall_ms - record.last_used_wall_ms >= record.time_to_live_ms;

@@ -52,6 +52,10 @@ absl::Status EndTurn(const EndTurnRequest& request, int64_t now_wall_ms, Session
 absl::Status TruncateSession(const TruncateSessionRequest& request, int64_t now_wall_ms,
                              SessionRecord& record);
 
+// Makes `record` that of a new session, at version 1, with the same history, model, cache options
+// and time to live. ABORTED: a turn is open.
+absl::Status ForkSession(const SessionId& id, int64_t now_wall_ms, SessionRecord& record);
+
 // Whether the session's time to live has passed. A session with an open, unexpired turn never is.
 bool IsExpired(const SessionRecord& record, int64_t now_wall_ms);
 

@@ -22,6 +22,11 @@
 #include "common/base/status.h"
 
 namespace kvist::cache_manager {
+namespace {
+
+constexpr uint32_t kVersionOfForks = 3;
+
+}  // namespace
 
 struct ManagerSide::Peer {
   WorkerEntry* entry = nullptr;  // the index's; never null after the first Hello
@@ -42,7 +47,7 @@ struct ManagerSide::Peer {
   std::vector<Event> buffer;
   size_t buffer_keys = 0;  // of the holdings in it; of no meaning while buffer_first_seq is 0
 
-  absl::flat_hash_map<RequestId, EvictCommand> commands;  // in flight
+  absl::flat_hash_map<RequestId, ManagerMessage> commands;  // in flight
 };
 
 ManagerSide::ManagerSide(ClusterIndex* index) : index_(index) { KVIST_CHECK(index != nullptr); }
@@ -358,24 +363,45 @@ void ManagerSide::RefuseCommands(Peer& peer, const char* reason) {
   peer.commands.clear();
 }
 
-absl::Status ManagerSide::Send(const WorkerId& worker, EvictCommand command) {
+absl::StatusOr<ManagerSide::Peer*> ManagerSide::PeerFor(const WorkerId& worker,
+                                                        const RequestId& request) {
   const auto found = peers_.find(worker);
   if (found == peers_.end()) return absl::NotFoundError("no such worker");
   Peer& peer = *found->second;
   if (!peer.connection.has_value()) {
     return Unavailable(ErrorReason::kNoWorker, "the worker is not connected");
   }
-  KVIST_RETURN_IF_ERROR(Validate(command));
-  if (peer.commands.contains(command.request)) {
+  if (peer.commands.contains(request)) {
     return absl::AbortedError("a command with this request id is in flight");
   }
   if (peer.commands.size() >= kMaxCommandsInFlight) {
     return Overloaded("commands in flight to the worker", kHeartbeatIntervalMs);
   }
+  return &peer;
+}
+
+template <typename Command>
+void ManagerSide::SendTo(Peer& peer, Command command) {
   command.incarnation = peer.entry->info.incarnation;
   outgoing_.push_back({*peer.connection, command});
   const RequestId request = command.request;
   peer.commands.emplace(request, std::move(command));
+}
+
+absl::Status ManagerSide::Send(const WorkerId& worker, EvictCommand command) {
+  KVIST_ASSIGN_OR_RETURN(Peer* const peer, PeerFor(worker, command.request));
+  KVIST_RETURN_IF_ERROR(Validate(command));
+  SendTo(*peer, std::move(command));
+  return absl::OkStatus();
+}
+
+absl::Status ManagerSide::Send(const WorkerId& worker, ForkCommand command) {
+  KVIST_ASSIGN_OR_RETURN(Peer* const peer, PeerFor(worker, command.request));
+  if (peer->protocol_version < kVersionOfForks) {
+    return absl::FailedPreconditionError("the worker knows no forks");
+  }
+  KVIST_RETURN_IF_ERROR(Validate(command));
+  SendTo(*peer, std::move(command));
   return absl::OkStatus();
 }
 

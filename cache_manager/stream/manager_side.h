@@ -10,6 +10,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "cache_manager/cluster_index.h"
 #include "cache_manager/stream/messages.h"
 
@@ -59,6 +60,8 @@ class ManagerSide {
   // its outcome comes. NOT_FOUND: no such worker. UNAVAILABLE: not connected. INVALID_ARGUMENT:
   // bounds. RESOURCE_EXHAUSTED: too many in flight. ABORTED: that request id is in flight.
   absl::Status Send(const WorkerId& worker, EvictCommand command);
+  // The same. FAILED_PRECONDITION: the worker's version does not understand it.
+  absl::Status Send(const WorkerId& worker, ForkCommand command);
 
   // Somebody was promised blocks that were not there: the worker is to send its digests now, and if
   // the mirror drifted, the snapshot follows. At most one in kHeartbeatIntervalMs. false: not sent,
@@ -87,6 +90,10 @@ class ManagerSide {
   void Buffer(Peer& peer, EventBatch& batch, int64_t now_ms);
   absl::Status FinishSnapshot(Peer& peer, uint64_t end_seq, int64_t now_ms);
   void StartResync(Peer& peer, int64_t now_ms);
+  // The peer that a command can be sent to.
+  absl::StatusOr<Peer*> PeerFor(const WorkerId& worker, const RequestId& request);
+  template <typename Command>
+  void SendTo(Peer& peer, Command command);
   absl::Status MakeRoom(int64_t now_ms);
   void StartOver(Peer& peer, const Incarnation& earlier);
   void RefuseCommands(Peer& peer, const char* reason);

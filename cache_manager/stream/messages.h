@@ -15,9 +15,9 @@
 
 namespace kvist::cache_manager {
 
-// The version spoken here. The one before is understood too: its workers know no DigestRequest, and
-// get none.
-inline constexpr uint32_t kProtocolVersion = 2;
+// The version spoken here. Earlier ones are understood too: workers of version 1 know no
+// DigestRequest, those of 2 no ForkCommand, and get none.
+inline constexpr uint32_t kProtocolVersion = 3;
 inline constexpr uint32_t kOldestProtocolVersion = 1;
 
 // Worker to manager. First message of a stream.
@@ -88,7 +88,16 @@ struct EvictCommand {
   bool release = false;
   uint32_t blocks = 0;
 };
-using ManagerMessage = std::variant<Welcome, ResyncRequest, DigestRequest, EvictCommand>;
+// A session was forked: the new one holds what the old one does here, unless it holds something
+// already. Idempotent by request id. From version 3 on.
+struct ForkCommand {
+  Incarnation incarnation;  // the worker's life that is meant
+  RequestId request;
+  SessionId session;
+  SessionId new_session;
+};
+using ManagerMessage =
+    std::variant<Welcome, ResyncRequest, DigestRequest, EvictCommand, ForkCommand>;
 
 }  // namespace kvist::cache_manager
 

@@ -147,4 +147,10 @@ absl::Status Validate(const EvictCommand& command) {
   return absl::OkStatus();
 }
 
+absl::Status Validate(const ForkCommand& command) {
+  KVIST_RETURN_IF_ERROR(CheckId("request", command.request.value()));
+  KVIST_RETURN_IF_ERROR(CheckId("session", command.session.value()));
+  return CheckId("new_session", command.new_session.value());
+}
+
 }  // namespace kvist::cache_manager

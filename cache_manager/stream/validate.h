@@ -17,6 +17,7 @@ absl::Status Validate(const Heartbeat& heartbeat, size_t num_pools);
 absl::Status Validate(const SnapshotChunk& chunk, size_t num_pools);
 absl::Status Validate(const CommandOutcome& outcome);
 absl::Status Validate(const EvictCommand& command);
+absl::Status Validate(const ForkCommand& command);
 
 }  // namespace kvist::cache_manager
 

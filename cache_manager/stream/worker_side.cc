@@ -59,23 +59,41 @@ absl::Status WorkerSide::Receive(const ManagerMessage& message) {
     last_heartbeat_ms_.reset();
     return absl::OkStatus();
   }
-  const auto& command = std::get<EvictCommand>(message);
-  KVIST_RETURN_IF_ERROR(Validate(command));
+  const auto* fork = std::get_if<ForkCommand>(&message);
+  const auto* evict = std::get_if<EvictCommand>(&message);
+  KVIST_RETURN_IF_ERROR(fork != nullptr ? Validate(*fork) : Validate(*evict));
   if (outcomes_.size() >= kMaxCommandsInFlight) {
     return InvalidField("request", "more commands than may be in flight");
   }
-  outcomes_.push_back(Execute(command));
+  outcomes_.push_back(fork != nullptr ? Execute(*fork) : Execute(*evict));
   return absl::OkStatus();
 }
 
-CommandOutcome WorkerSide::Execute(const EvictCommand& command) {
-  if (command.incarnation != info_.incarnation) {
-    return {.request = command.request,
-            .result = CommandResult::kRefused,
-            .reason = "meant for another incarnation"};
+std::optional<CommandOutcome> WorkerSide::Settled(const RequestId& request,
+                                                  const Incarnation& incarnation) const {
+  if (incarnation != info_.incarnation) {
+    return CommandOutcome{.request = request,
+                          .result = CommandResult::kRefused,
+                          .reason = "meant for another incarnation"};
   }
-  const auto known = executed_.find(command.request);
-  if (known != executed_.end()) return known->second;
+  const auto known = executed_.find(request);
+  if (known == executed_.end()) return std::nullopt;
+  return known->second;
+}
+
+CommandOutcome WorkerSide::Execute(const ForkCommand& command) {
+  if (const auto settled = Settled(command.request, command.incarnation)) return *settled;
+  CommandOutcome outcome{.request = command.request};
+  if (!sources_.sessions->Fork(command.session, command.new_session)) {
+    outcome.result = CommandResult::kRefused;
+    outcome.reason = "nothing is held of the one, or something of the other";
+  }
+  Remember(outcome);
+  return outcome;
+}
+
+CommandOutcome WorkerSide::Execute(const EvictCommand& command) {
+  if (const auto settled = Settled(command.request, command.incarnation)) return *settled;
   CommandOutcome outcome;
   if (command.intent_version < intent_version_) {
     outcome = {.request = command.request,

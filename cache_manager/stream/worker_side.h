@@ -51,7 +51,11 @@ class WorkerSide {
   int64_t heartbeat_interval_ms() const { return heartbeat_interval_ms_; }
 
  private:
+  // Of a command that is not to be executed: meant for another life, or executed before.
+  std::optional<CommandOutcome> Settled(const RequestId& request,
+                                        const Incarnation& incarnation) const;
   CommandOutcome Execute(const EvictCommand& command);
+  CommandOutcome Execute(const ForkCommand& command);
   CommandOutcome Evict(const EvictCommand& command);
   void EvictSession(const EvictCommand& command, CommandOutcome& outcome);
   void EvictFromTiers(PoolIndex pool, const BlockKey& key, EvictionCause cause);

@@ -168,6 +168,19 @@ grpc::Status SessionsService::Truncate(grpc::ServerContext* context,
   return Answer(book_->Truncate(*request), context, response);
 }
 
+grpc::Status SessionsService::Fork(grpc::ServerContext* context,
+                                   const v1::ForkSessionRequest* request, v1::Session* response) {
+  auto forked = book_->Fork(*request);
+  if (forked.ok()) {
+    const SessionId id(forked->id());
+    // As in Create.
+    if (!request->new_id().empty()) cluster_->ReleaseSession(id);
+    cluster_->ForkSession(SessionId(request->id()), id,
+                          std::chrono::steady_clock::now() + kForkPatience);
+  }
+  return Answer(std::move(forked), context, response);
+}
+
 grpc::Status SessionsService::Delete(grpc::ServerContext* context,
                                      const v1::DeleteSessionRequest* request,
                                      v1::DeleteSessionResponse*) {

@@ -64,6 +64,8 @@ class SessionsService final : public v1::Sessions::Service {
                      v1::Session* response) override;
   grpc::Status Truncate(grpc::ServerContext* context, const v1::TruncateSessionRequest* request,
                         v1::Session* response) override;
+  grpc::Status Fork(grpc::ServerContext* context, const v1::ForkSessionRequest* request,
+                    v1::Session* response) override;
   grpc::Status Delete(grpc::ServerContext* context, const v1::DeleteSessionRequest* request,
                       v1::DeleteSessionResponse* response) override;
 

@@ -74,6 +74,11 @@ class Cluster {
   // ManagerSide::Send.
   absl::StatusOr<v1::EvictResponse> Evict(const v1::EvictRequest& request,
                                           std::chrono::steady_clock::time_point deadline);
+  // Tells every connected worker that the new session holds what the other does, and waits until
+  // the mirrors show it or `deadline`. Whoever is not there or does not answer learns of the new
+  // session with its next turn.
+  void ForkSession(const SessionId& session, const SessionId& new_session,
+                   std::chrono::steady_clock::time_point deadline);
   // Tells every connected worker that the session was deleted. Waits for nothing.
   void ReleaseSession(const SessionId& session);
   // The same to one worker. Errors as ManagerSide::Send.
@@ -116,6 +121,10 @@ class Cluster {
                                                          const v1::ListBlocksRequest& request) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<WorkerId> ConnectedWorkers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Until all have come or `deadline`.
+  void WaitForOutcomes(const std::vector<OutcomeKey>& sent,
+                       std::chrono::steady_clock::time_point deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Options options_;
   mutable Mutex mutex_;

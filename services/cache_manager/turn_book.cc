@@ -375,6 +375,23 @@ absl::StatusOr<v1::Session> TurnBook::Truncate(const v1::TruncateSessionRequest&
       request.has_expected_version() ? std::optional(request.expected_version()) : std::nullopt);
 }
 
+absl::StatusOr<v1::Session> TurnBook::Fork(const v1::ForkSessionRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kRefused));
+  KVIST_RETURN_IF_ERROR(CheckId("new_id", request.new_id(), EmptyId::kAllowed));
+  KVIST_ASSIGN_OR_RETURN(StoredSession session, Read(request.id(), History::kRead));
+  if (request.has_expected_version() && request.expected_version() != session.record.version) {
+    return absl::AbortedError(
+        absl::StrCat("the session changed; it is at version ", session.record.version));
+  }
+  const SessionId id(request.new_id().empty() ? DrawId("s-") : request.new_id());
+  KVIST_RETURN_IF_ERROR(cm::ForkSession(id, NowMs(), session.record));
+  session.open_request.clear();
+  const MonotonicTime begin = clock_->Now();
+  KVIST_RETURN_IF_ERROR(store_->Create(session));
+  metrics_->store_write_seconds.Observe(SecondsBetween(begin, clock_->Now()));
+  return ToProto(session, static_cast<int64_t>(session.record.token_ids.size()));
+}
+
 absl::Status TurnBook::Delete(const v1::DeleteSessionRequest& request) {
   KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kRefused));
   const MonotonicTime begin = clock_->Now();

@@ -39,6 +39,7 @@ class TurnBook {
   absl::StatusOr<v1::ListSessionsResponse> List(const v1::ListSessionsRequest& request);
   absl::StatusOr<v1::Session> Reset(const v1::ResetSessionRequest& request);
   absl::StatusOr<v1::Session> Truncate(const v1::TruncateSessionRequest& request);
+  absl::StatusOr<v1::Session> Fork(const v1::ForkSessionRequest& request);
   absl::Status Delete(const v1::DeleteSessionRequest& request);
 
   // Whether there is such a session.

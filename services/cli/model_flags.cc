@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "worker/engine/draft_policy.h"
 #include "worker/kv/layout.h"
 
 namespace kvist::services {
@@ -113,6 +114,16 @@ void AddOffloadFlags(CLI::App* command, OffloadFlags* flags) {
                    "room that it takes there, as 4GB, for each worker")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->envname("KVIST_OFFLOAD_BYTES")
+      ->capture_default_str();
+}
+
+void AddSpeculationFlag(CLI::App* command, ModelFlags* flags) {
+  command
+      ->add_option("--speculative-tokens", flags->speculative_tokens,
+                   "tokens of one sequence guessed ahead in a step at most, where that is faster; "
+                   "0: none; up to 8")
+      ->check(CLI::Range(int64_t{0}, worker::kMaxSpeculativeTokens))
+      ->envname("KVIST_SPECULATIVE_TOKENS")
       ->capture_default_str();
 }
 

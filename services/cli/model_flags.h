@@ -34,6 +34,8 @@ struct ModelFlags {
   int32_t block_tokens = 16;
   int64_t max_batch_tokens = 512;
   OffloadFlags offload;
+  // Four rows and eight fill the kernels' tiles: that many drafts and the newest token.
+  int32_t speculative_tokens = 7;
 };
 
 // --model, KVIST_MODEL; required unless the caller changes that.
@@ -42,6 +44,8 @@ CLI::Option* AddModelFlag(CLI::App* command, std::string* model);
 void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
 void AddCacheFlags(CLI::App* command, ModelFlags* flags);
+// --speculative-tokens.
+void AddSpeculationFlag(CLI::App* command, ModelFlags* flags);
 
 // --offload-dir, --offload-bytes: of a server.
 void AddOffloadFlags(CLI::App* command, OffloadFlags* flags);

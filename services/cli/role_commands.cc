@@ -84,6 +84,7 @@ absl::Status StartWorker(const WorkerFlags& flags, std::unique_ptr<WorkerServer>
   options.engine.max_step_tokens = flags.model.max_batch_tokens;
   options.offload_directory = flags.model.offload.directory;
   options.offload_bytes = static_cast<int64_t>(flags.model.offload.bytes);
+  options.engine.speculative_tokens = flags.model.speculative_tokens;
   options.server = ServerOptions(flags.role);
   KVIST_ASSIGN_OR_RETURN(*server, WorkerServer::Start(options, std::move(backend)));
   return absl::OkStatus();
@@ -152,6 +153,7 @@ void AddWorker(CLI::App& app, Run* run) {
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
   AddOffloadFlags(command, &flags->model.offload);
+  AddSpeculationFlag(command, &flags->model);
   command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none")
       ->envname("KVIST_CACHE_MANAGER")
       ->capture_default_str();

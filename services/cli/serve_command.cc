@@ -77,6 +77,7 @@ absl::Status StartWorkers(const ServeFlags& flags,
           absl::StrCat(flags.model.offload.directory, "/", options.worker_id);
       options.offload_bytes = static_cast<int64_t>(flags.model.offload.bytes);
     }
+    options.engine.speculative_tokens = flags.model.speculative_tokens;
     options.server = Internal(registry);
     KVIST_ASSIGN_OR_RETURN(auto worker, WorkerServer::Start(options, std::move(backend)));
     roles->workers.push_back(std::move(worker));
@@ -138,6 +139,7 @@ void AddServe(CLI::App& app, Run* run) {
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
   AddOffloadFlags(command, &flags->model.offload);
+  AddSpeculationFlag(command, &flags->model);
   command->add_option("--workers", flags->workers, "each loads the model for itself")
       ->check(CLI::Range(1, 64))
       ->envname("KVIST_WORKER_COUNT")

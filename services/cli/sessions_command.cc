@@ -18,6 +18,7 @@ namespace {
 
 struct SessionsFlags {
   std::string id;
+  std::string new_id;
   std::string endpoint;
   std::string output;
   int64_t ttl_seconds = 0;
@@ -203,6 +204,16 @@ int RunTruncate(const SessionsFlags& flags) {
   return PrintSession(flags, client->TruncateSession(request));
 }
 
+int RunFork(const SessionsFlags& flags) {
+  int exit_code = kExitOk;
+  const auto client = ConnectOrReport(flags.endpoint, &exit_code);
+  if (client == nullptr) return exit_code;
+  v1::ForkSessionRequest request;
+  request.set_id(flags.id);
+  request.set_new_id(flags.new_id);
+  return PrintSession(flags, client->ForkSession(request));
+}
+
 int RunDelete(const SessionsFlags& flags) {
   int exit_code = kExitOk;
   const auto client = ConnectOrReport(flags.endpoint, &exit_code);
@@ -277,6 +288,14 @@ void AddSessions(CLI::App& app, Run* run) {
                    "tokens; the next turn computes them anew at their new positions");
   kept->add_option("--keep-first", truncate_flags->keep_first, "tokens");
   kept->require_option(1);
+  const auto fork_flags = std::make_shared<SessionsFlags>();
+  CLI::App* fork = AddAction(*command, "fork", "Make a session that goes on from where another is.",
+                             "  kvist sessions fork kitchen\n"
+                             "  kvist sessions fork kitchen kitchen-2\n"
+                             "Both share the blocks of their common history.\n",
+                             run, fork_flags, &RunFork);
+  fork->add_option("id", fork_flags->id, "the session")->required();
+  fork->add_option("new", fork_flags->new_id, "the new one's name; none: drawn");
   const auto delete_flags = std::make_shared<SessionsFlags>();
   AddAction(*command, "delete", "Erase a session.", "  kvist sessions delete kitchen\n", run,
             delete_flags, &RunDelete)

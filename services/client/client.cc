@@ -15,7 +15,25 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kUnaryTimeout{15'000};
-constexpr int kPageSize = 1000;  // the largest the manager takes
+constexpr int32_t kMostSamples = 1024;  // that room is made for, whatever the server allows
+constexpr int kPageSize = 1000;         // the largest the manager takes
+
+void TakeDelta(const v1::Delta& delta, Generated* generated) {
+  const auto sample = static_cast<size_t>(delta.sample());
+  if (sample < generated->samples.size()) {
+    generated->samples[sample].text += delta.text();
+    generated->samples[sample].tokens.insert(generated->samples[sample].tokens.end(),
+                                             delta.tokens().begin(), delta.tokens().end());
+  }
+  if (sample != 0) return;
+  generated->text += delta.text();
+  generated->tokens.insert(generated->tokens.end(), delta.tokens().begin(), delta.tokens().end());
+}
+
+void TakeEnd(const v1::SampleFinished& finished, Generated* generated) {
+  const auto sample = static_cast<size_t>(finished.sample());
+  if (sample < generated->samples.size()) generated->samples[sample].finished = finished;
+}
 
 template <typename Stub, typename Request, typename Response>
 absl::StatusOr<Response> Call(Stub& stub,
@@ -96,10 +114,11 @@ absl::Status Client::ReadAll(Reader reader, grpc::ClientContext& context,
         if (options.on_progress) options.on_progress(response.progress());
         break;
       case v1::GenerateResponse::kDelta:
-        generated->text += response.delta().text();
-        generated->tokens.insert(generated->tokens.end(), response.delta().tokens().begin(),
-                                 response.delta().tokens().end());
+        TakeDelta(response.delta(), generated);
         if (options.on_delta) options.on_delta(response.delta());
+        break;
+      case v1::GenerateResponse::kSampleFinished:
+        TakeEnd(response.sample_finished(), generated);
         break;
       case v1::GenerateResponse::kFinished:
         generated->finished = response.finished();
@@ -118,6 +137,8 @@ absl::Status Client::ReadAll(Reader reader, grpc::ClientContext& context,
 absl::Status Client::Generate(const v1::GenerateRequest& request, const GenerateOptions& options,
                               Generated* generated) {
   *generated = {};
+  // The server refuses more than a few.
+  if (request.samples() > 1) generated->samples.resize(std::min(request.samples(), kMostSamples));
   grpc::ClientContext context;
   if (options.timeout.count() > 0) {
     context.set_deadline(std::chrono::system_clock::now() + options.timeout);
@@ -166,6 +187,10 @@ absl::StatusOr<v1::Session> Client::ResetSession(const v1::ResetSessionRequest& 
 
 absl::StatusOr<v1::Session> Client::TruncateSession(const v1::TruncateSessionRequest& request) {
   return Call(*sessions_, &v1::Sessions::Stub::Truncate, request);
+}
+
+absl::StatusOr<v1::Session> Client::ForkSession(const v1::ForkSessionRequest& request) {
+  return Call(*sessions_, &v1::Sessions::Stub::Fork, request);
 }
 
 absl::Status Client::DeleteSession(const std::string& id) {

@@ -45,10 +45,18 @@ struct GenerateOptions {
   Cancellation* cancellation = nullptr;
 };
 
-// What came of a generation, also of one that ended early.
-struct Generated {
+// One of several answers.
+struct GeneratedSample {
   std::string text;
   std::vector<v1::Token> tokens;
+  v1::SampleFinished finished;  // reason unspecified if the stream was cut
+};
+
+// What came of a generation, also of one that ended early.
+struct Generated {
+  std::string text;  // of several samples: of sample 0
+  std::vector<v1::Token> tokens;
+  std::vector<GeneratedSample> samples;  // where several were asked for: all, sample 0 included
   v1::Started started;
   v1::Finished finished;  // reason unspecified if the stream was cut
 };
@@ -79,6 +87,7 @@ class Client {
   absl::StatusOr<std::vector<v1::Session>> ListSessions();
   absl::StatusOr<v1::Session> ResetSession(const v1::ResetSessionRequest& request);
   absl::StatusOr<v1::Session> TruncateSession(const v1::TruncateSessionRequest& request);
+  absl::StatusOr<v1::Session> ForkSession(const v1::ForkSessionRequest& request);
   absl::Status DeleteSession(const std::string& id);
 
   // Of one session, or of all (all pages) for an empty id.

@@ -11,15 +11,19 @@ constexpr int64_t kRetryAfterMs = 1000;
 
 }  // namespace
 
-absl::StatusOr<Admission::Ticket> Admission::Admit() {
+absl::StatusOr<Admission::Ticket> Admission::Admit(int32_t places) {
+  if (places > max_running_) {
+    return FieldOutOfRange("samples", absl::StrCat("this server runs ", max_running_, " at once"));
+  }
   MutexLock lock(mutex_);
   if (closed_) return Unavailable(ErrorReason::kDraining, "this frontend is shutting down");
-  if (running_ >= max_running_) {
-    return Overloaded(absl::StrCat("all ", max_running_, " places for requests are taken"),
+  if (running_ > max_running_ - places) {
+    return Overloaded(absl::StrCat(max_running_ - running_, " of ", max_running_,
+                                   " places for requests are free, and not ", places),
                       kRetryAfterMs);
   }
-  ++running_;
-  return Ticket(this);
+  running_ += places;
+  return Ticket(this, places);
 }
 
 void Admission::Close() {
@@ -32,9 +36,9 @@ int32_t Admission::running() const {
   return running_;
 }
 
-void Admission::GiveBack() {
+void Admission::GiveBack(int32_t places) {
   MutexLock lock(mutex_);
-  --running_;
+  running_ -= places;
 }
 
 }  // namespace kvist::services

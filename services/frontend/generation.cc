@@ -12,8 +12,10 @@
 #include "cache_manager/block_key.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
+#include "services/frontend/limits.h"
 #include "services/frontend/response_sink.h"
 #include "services/frontend/routing_chooser.h"
+#include "services/frontend/samples.h"
 #include "services/frontend/session_turn.h"
 #include "services/frontend/validate.h"
 #include "services/frontend/wire.h"
@@ -109,28 +111,39 @@ class Generation {
     KVIST_RETURN_IF_ERROR(ValidateCache(base.cache(), model_->limits()));
     attention_ = SpanFromProto(base.cache().attention());
     FindKeysAndSession(base.cache());
-    RelayRequest relay{.base = base,
-                       .deadline = deadline_,
-                       .vocabulary = model_->limits().vocab,
-                       .is_stop = [this](int32_t id) { return model_->IsStop(id, request_.stop); }};
-    relay.base.set_session_id(session_id_);
-    RoutingChooser chooser(&state_, ChooserRequest(base.cache()));
-    ResponseSink sink(&client_, OutputText(&model_->tokenizer(), request_.stop.stop_strings),
-                      {.started = Started(),
-                       .first_index = first_index,
-                       .cancelled = [this] { return turn_ != nullptr && turn_->cancelled(); },
-                       .metrics = &state_.metrics,
-                       .clock = &state_.clock});
-    RelayResult result = RunRelay(relay, state_.relay, chooser, sink, state_.clock);
-    if (result.lost && turn_ != nullptr) {
-      // What was held back stays so: the text of the first n tokens is the same in every run, and
-      // the client has a whole number of them.
-      const auto kept = static_cast<int64_t>(sink.kept_ids().size());
-      result.status = WithDetails(result.status, {.resume_index = std::max(first_index, kept)});
-    } else if (sink.Flush() && result.status.ok()) {
-      result.reason = v1::STOP;
+    const SamplesRequest samples{
+        .relay = {.base = base,
+                  .deadline = deadline_,
+                  .vocabulary = model_->limits().vocab,
+                  .is_stop = [this](int32_t id) { return model_->IsStop(id, request_.stop); }},
+        .session_ids = session_ids_,
+        .resumable = turn_ != nullptr,
+        .make_chooser =
+            [&] { return std::make_unique<RoutingChooser>(&state_, ChooserRequest(base.cache())); },
+        .make_sink = [&](int32_t sample,
+                         ClientStream* client) { return SinkOf(sample, first_index, client); }};
+    std::vector<SampleOutcome> outcomes = RunSamples(
+        samples, {.relay = state_.relay, .in_flight = state_.in_flight, .clock = state_.clock},
+        client_);
+    if (outcomes[0].result.lost && turn_ != nullptr) {
+      absl::Status& status = outcomes[0].result.status;
+      const auto kept = static_cast<int64_t>(outcomes[0].kept_ids.size());
+      status = WithDetails(status, {.resume_index = std::max(first_index, kept)});
     }
-    return Finish(result, sink);
+    return Finish(outcomes);
+  }
+
+  std::unique_ptr<ResponseSink> SinkOf(int32_t sample, int64_t first_index,
+                                       ClientStream* client) const {
+    return std::make_unique<ResponseSink>(
+        client, OutputText(&model_->tokenizer(), request_.stop.stop_strings),
+        ResponseSink::Options{
+            .started = Started(),
+            .sample = sample,
+            .first_index = first_index,
+            .cancelled = [this] { return turn_ != nullptr && turn_->cancelled(); },
+            .metrics = &state_.metrics,
+            .clock = &state_.clock});
   }
 
   v1::WorkerGenerateRequest WorkerRequest() const {
@@ -152,12 +165,14 @@ class Generation {
   }
 
   void FindKeysAndSession(const v1::CacheParams& cache) {
-    if (turn_ != nullptr) session_id_ = request_.session.value();
+    session_ids_.resize(static_cast<size_t>(request_.samples));
+    if (turn_ != nullptr) session_ids_[0] = request_.session.value();
     if (cache.allocation() == v1::CacheParams::NONE) return;
     keys_ = KeysOf(prompt_ids_);
     if (turn_ != nullptr) return;
     MutexLock lock(state_.implicit_mutex);
-    session_id_ = state_.implicit.Begin(keys_).value();
+    // Each answer may be continued.
+    for (std::string& id : session_ids_) id = state_.implicit.Begin(keys_).value();
     implicit_ = true;
   }
 
@@ -184,7 +199,7 @@ class Generation {
   v1::Started Started() const {
     v1::Started started;
     started.set_request_id(record_.request_id());
-    started.set_session_id(session_id_);
+    started.set_session_id(session_ids_[0]);
     if (turn_ != nullptr) started.set_turn_id(turn_->turn().value());
     started.set_seed(record_.sampling().seed());
     started.set_prompt_tokens(static_cast<int64_t>(prompt_ids_.size()));
@@ -192,24 +207,30 @@ class Generation {
   }
 
   // Saves the turn, tells the client.
-  absl::Status Finish(const RelayResult& result, const ResponseSink& sink) {
-    const std::vector<int32_t>& kept_ids = sink.kept_ids();
+  absl::Status Finish(const std::vector<SampleOutcome>& outcomes) {
+    const RelayResult& result = outcomes[0].result;
+    size_t kept_tokens = 0;
+    absl::Status status;
+    for (const SampleOutcome& outcome : outcomes) {
+      kept_tokens += outcome.kept_ids.size();
+      if (status.ok()) status = outcome.result.status;
+    }
     v1::GenerateResponse response;
     v1::Finished& finished = *response.mutable_finished();
     finished.set_reason(result.reason);
     finished.set_attempts(result.attempts);
     *finished.mutable_usage() = result.usage;
     finished.mutable_usage()->set_prompt_tokens(static_cast<int64_t>(prompt_ids_.size()));
-    finished.mutable_usage()->set_generated_tokens(static_cast<int64_t>(kept_ids.size()));
+    finished.mutable_usage()->set_generated_tokens(static_cast<int64_t>(kept_tokens));
     // After a replay the worker's prompt held generated tokens too.
     finished.mutable_usage()->set_cached_tokens(
         std::min<int64_t>(result.usage.cached_tokens(), static_cast<int64_t>(prompt_ids_.size())));
     SetTimings(result, finished.mutable_timings());
-    EndSession(result, sink, &finished);
-    Count(result, finished);
+    EndSession(outcomes, &finished);
+    Count(outcomes, finished);
     // A refusal before the first token is a status alone.
     if (result.status.ok() || result.attempts > 0) client_.Write(response);
-    return result.status;
+    return status;
   }
 
   void SetTimings(const RelayResult& result, v1::Timings* timings) const {
@@ -224,14 +245,19 @@ class Generation {
     }
   }
 
-  void EndSession(const RelayResult& result, const ResponseSink& sink, v1::Finished* finished) {
-    const std::vector<int32_t>& kept_ids = sink.kept_ids();
-    if (implicit_) {
-      std::vector<int32_t> all = prompt_ids_;
-      all.insert(all.end(), kept_ids.begin(), kept_ids.end());
-      const std::vector<cache_manager::BlockKey> keys = KeysOf(all);
-      MutexLock lock(state_.implicit_mutex);
-      state_.implicit.End(SessionId(session_id_), keys);
+  void EndImplicitSession(const std::string& id, const std::vector<int32_t>& kept_ids) {
+    std::vector<int32_t> all = prompt_ids_;
+    all.insert(all.end(), kept_ids.begin(), kept_ids.end());
+    const std::vector<cache_manager::BlockKey> keys = KeysOf(all);
+    MutexLock lock(state_.implicit_mutex);
+    state_.implicit.End(SessionId(id), keys);
+  }
+
+  void EndSession(const std::vector<SampleOutcome>& outcomes, v1::Finished* finished) {
+    const RelayResult& result = outcomes[0].result;
+    const std::vector<int32_t>& kept_ids = outcomes[0].kept_ids;
+    for (size_t i = 0; implicit_ && i < outcomes.size(); ++i) {
+      EndImplicitSession(session_ids_[i], outcomes[i].kept_ids);
     }
     if (turn_ != nullptr && result.lost) return turn_->LeaveOpen();
     // Nothing came of it: the turn's destructor knows what to do.
@@ -241,23 +267,29 @@ class Generation {
         std::max(now + kMinSaveWait, std::min<MonotonicTime>(deadline_, now + kMaxSaveWait));
     const TurnSaved saved = turn_->End({.prompt_ids = new_ids_,
                                         .generated_ids = kept_ids,
-                                        .text_bytes = sink.text_bytes(),
+                                        .text_bytes = outcomes[0].text_bytes,
                                         .reason = result.reason},
                                        until);
     finished->set_turn_saved(saved.saved);
     if (saved.saved) finished->set_session_version(static_cast<int64_t>(saved.version));
   }
 
-  void Count(const RelayResult& result, const v1::Finished& finished) {
+  void Count(const std::vector<SampleOutcome>& outcomes, const v1::Finished& finished) {
+    const RelayResult& result = outcomes[0].result;
     FrontendMetrics& metrics = state_.metrics;
     metrics.e2e_request_latency_seconds.Observe(finished.timings().total_ms() / 1e3);
     metrics.request_success_total[LabelOf(result.reason)]->Increment();
     metrics.prompt_tokens_total.Increment(static_cast<double>(prompt_ids_.size()));
-    metrics.generation_tokens_total.Increment(static_cast<double>(result.generated.size()));
+    for (const SampleOutcome& outcome : outcomes) {
+      metrics.generation_tokens_total.Increment(
+          static_cast<double>(outcome.result.generated.size()));
+      if (outcome.result.attempts > 1) {
+        metrics.request_replays_total.Increment(outcome.result.attempts - 1);
+      }
+    }
     metrics.prompt_tokens_cached_total.Increment(
         static_cast<double>(finished.usage().cached_tokens()));
     ComparePromise(result);
-    if (result.attempts > 1) metrics.request_replays_total.Increment(result.attempts - 1);
     if (result.generated.empty()) return;
     metrics.time_to_first_token_seconds.Observe(finished.timings().time_to_first_token_ms() / 1e3);
     metrics.request_queue_time_seconds.Observe(finished.timings().queue_ms() / 1e3);
@@ -295,7 +327,7 @@ class Generation {
   std::vector<int32_t> prompt_ids_;  // with it
   cache_manager::AttentionSpan attention_;
   std::vector<cache_manager::BlockKey> keys_;
-  std::string session_id_;  // the turn's, or the implicit one
+  std::vector<std::string> session_ids_;  // by sample: the turn's, or implicit ones
   bool implicit_ = false;
 };
 
@@ -341,9 +373,10 @@ absl::Status TellEnded(FrontendState& state, const v1::ResumeRequest& resume,
   return absl::OkStatus();
 }
 
-// Runs `call` while the request is admitted and counted as in flight.
-absl::Status WhileAdmitted(FrontendState& state, absl::FunctionRef<absl::Status()> call) {
-  auto ticket = state.admission.Admit();
+// Runs `call` while the request is admitted to so many places and counted as in flight.
+absl::Status WhileAdmitted(FrontendState& state, int32_t places,
+                           absl::FunctionRef<absl::Status()> call) {
+  auto ticket = state.admission.Admit(places);
   if (!ticket.ok()) {
     state.metrics.requests_rejected_total.Increment();
     return ticket.status();
@@ -376,13 +409,17 @@ absl::Status Resume(FrontendState& state, const v1::ResumeRequest& request,
 
 absl::Status RunGenerate(FrontendState& state, const v1::GenerateRequest& request,
                          const Principal& principal, MonotonicTime deadline, ClientStream& client) {
-  return WhileAdmitted(
-      state, [&] { return Generation(state, principal, deadline, client).Generate(request); });
+  // Each sample runs as a request. What is no number of samples is refused once inside.
+  const int32_t places = std::clamp<int32_t>(request.samples(), 1, kMaxSamples);
+  return WhileAdmitted(state, places, [&] {
+    return Generation(state, principal, deadline, client).Generate(request);
+  });
 }
 
 absl::Status RunResume(FrontendState& state, const v1::ResumeRequest& request,
                        const Principal& principal, MonotonicTime deadline, ClientStream& client) {
-  return WhileAdmitted(state, [&] { return Resume(state, request, principal, deadline, client); });
+  return WhileAdmitted(state, 1,
+                       [&] { return Resume(state, request, principal, deadline, client); });
 }
 
 }  // namespace kvist::services

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace kvist::services {
 
@@ -17,6 +18,11 @@ inline constexpr int kMaxRequestStopIds = 64;     // compared with every token
 inline constexpr int kMaxStopStrings = 16;        // matched against every character
 inline constexpr size_t kMaxStopStringBytes =
     256;  // text held back from the client while one may be forming
+inline constexpr int32_t kMaxSamples = 16;  // each has a thread here and a sequence at the worker
+// So that each sample's index is an int32.
+inline constexpr int32_t kMaxSampleIndex = std::numeric_limits<int32_t>::max() - kMaxSamples;
+// With several samples: each one's own id is this and ".k".
+inline constexpr size_t kMaxSampledRequestIdBytes = 61;
 inline constexpr int32_t kMaxTopLogprobs = 20;    // the engine sorts this many per token
 inline constexpr float kMaxTemperature = 100.0f;  // beyond it everything is uniform
 inline constexpr float kMaxRepetitionPenalty = 100.0f;

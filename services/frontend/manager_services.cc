@@ -35,7 +35,7 @@ void HideAddresses(google::protobuf::RepeatedPtrField<v1::WorkerInfo>* workers) 
 grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
                                    const v1::CreateSessionRequest* request, v1::Session* response) {
   absl::Status valid =
-      request->id().empty() ? absl::OkStatus() : ValidateNewSessionId(request->id());
+      request->id().empty() ? absl::OkStatus() : ValidateNewSessionId("id", request->id());
   if (valid.ok()) {
     valid = ValidateSessionTtl(
         request->has_ttl_seconds() ? std::optional<int64_t>(request->ttl_seconds()) : std::nullopt);
@@ -70,6 +70,16 @@ grpc::Status SessionsProxy::Truncate(grpc::ServerContext* context,
                                      v1::Session* response) {
   if (auto valid = ValidateId("id", request->id()); !valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Truncate, *request, response);
+}
+
+grpc::Status SessionsProxy::Fork(grpc::ServerContext* context,
+                                 const v1::ForkSessionRequest* request, v1::Session* response) {
+  absl::Status valid = ValidateId("id", request->id());
+  if (valid.ok() && !request->new_id().empty()) {
+    valid = ValidateNewSessionId("new_id", request->new_id());
+  }
+  if (!valid.ok()) return ToGrpc(valid, context);
+  return Pass(state_, context, &SessionsStub::Fork, *request, response);
 }
 
 grpc::Status SessionsProxy::Delete(grpc::ServerContext* context,

@@ -20,6 +20,12 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLoadDeadline{500};
 constexpr milliseconds kModelDeadline{10'000};  // a vocabulary has megabytes
 constexpr milliseconds kFailedPause{2000};
+// Past every lease and every use of a load; a peer may claim any number.
+constexpr milliseconds kMaxAge = std::chrono::hours(1);
+
+milliseconds AgeOf(int64_t claimed_ms) {
+  return milliseconds(std::clamp<int64_t>(claimed_ms, 0, kMaxAge.count()));
+}
 
 template <typename Request, typename Response>
 absl::StatusOr<Response> Ask(v1::Worker::StubInterface& stub,
@@ -128,7 +134,7 @@ void ModelDirectory::Learn(const v1::WorkerInfo& info, MonotonicTime asked_at) {
 void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked_at) {
   // Who told us was asked at asked_at and answered later, so the worker was heard at this time or
   // after it. The time of the answer would make one that died meanwhile look alive.
-  const auto heard_at = asked_at - milliseconds(std::max<int64_t>(0, info.lag_ms()));
+  const auto heard_at = asked_at - AgeOf(info.lag_ms());
   // A worker that was started again has the address of the one that is no more, or its name, or
   // both. A dead one is not heard again, but it may be called connected for a while after its death
   // (nobody noticed yet), and its successor unconnected.
@@ -154,7 +160,7 @@ void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked
   worker.fingerprint = info.model_fingerprint();
   worker.context_tokens = info.context_tokens();
   worker.load = info.load();
-  worker.load_at = asked_at - milliseconds(std::max<int64_t>(0, info.load_age_ms()));
+  worker.load_at = asked_at - AgeOf(info.load_age_ms());
   worker.suspect = info.suspect();
   worker.connected = info.connected();
   worker.heard_at = std::max(worker.heard_at, heard_at);

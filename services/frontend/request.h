@@ -48,6 +48,7 @@ struct SamplingChoice {
   std::optional<float> frequency_penalty;
   std::optional<uint64_t> seed;
   std::optional<int32_t> logprobs;
+  std::optional<int32_t> sample_index;
 };
 
 struct StopChoice {
@@ -77,6 +78,7 @@ struct InferenceRequest {
   StopChoice stop;
   CacheChoice cache;
   int32_t priority = 0;
+  int32_t samples = 1;
 };
 
 }  // namespace kvist::services

@@ -57,6 +57,7 @@ bool ResponseSink::Flush() {
 bool ResponseSink::Send(std::vector<VisibleToken> visible) {
   v1::GenerateResponse response;
   v1::Delta& delta = *response.mutable_delta();
+  delta.set_sample(options_.sample);
   for (VisibleToken& token : visible) {
     const int64_t room = options_.max_text_bytes - text_bytes_;
     if (static_cast<int64_t>(token.text.size()) > room) {

@@ -22,6 +22,7 @@ class ResponseSink final : public RelaySink {
  public:
   struct Options {
     v1::Started started;      // worker_id is filled in
+    int32_t sample = 0;       // whose output it is
     int64_t first_index = 0;  // tokens before it are known to the client (Resume)
     // Text of all tokens beyond so many bytes is left out: where a stop string cut an ended turn.
     int64_t max_text_bytes = std::numeric_limits<int64_t>::max();

@@ -58,6 +58,8 @@ absl::Status CheckSampling(const SamplingChoice& sampling) {
     return InvalidField("sampling.top_k",
                         absl::StrCat("must not be negative; it is ", *sampling.top_k));
   }
+  KVIST_RETURN_IF_ERROR(CheckInteger<int32_t>(
+      "sampling.sample_index", sampling.sample_index.value_or(0), 0, kMaxSampleIndex));
   return CheckInteger<int32_t>("sampling.logprobs", sampling.logprobs.value_or(0), 0,
                                kMaxTopLogprobs);
 }
@@ -117,6 +119,17 @@ absl::Status CheckChat(const ChatPrompt& chat) {
   return absl::OkStatus();
 }
 
+absl::Status CheckSamples(const InferenceRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckInteger<int32_t>("samples", request.samples, 1, kMaxSamples));
+  if (request.samples == 1) return absl::OkStatus();
+  if (!request.session.empty()) {
+    return InvalidField("samples", "must be 1 in a session: its history takes one answer");
+  }
+  if (request.id.value().size() <= kMaxSampledRequestIdBytes) return absl::OkStatus();
+  return InvalidField("request_id", absl::StrCat("must have at most ", kMaxSampledRequestIdBytes,
+                                                 " bytes with several samples"));
+}
+
 absl::Status CheckPrompt(const Prompt& prompt) {
   if (const auto* raw = std::get_if<TextPrompt>(&prompt)) {
     if (raw->text.empty()) return FieldOutOfRange("prompt.text", "the prompt is empty");
@@ -140,10 +153,10 @@ absl::Status ValidateId(std::string_view field, std::string_view id) {
   return CheckId(field, id, EmptyId::kRefused);
 }
 
-absl::Status ValidateNewSessionId(std::string_view id) {
-  KVIST_RETURN_IF_ERROR(ValidateId("id", id));
+absl::Status ValidateNewSessionId(std::string_view field, std::string_view id) {
+  KVIST_RETURN_IF_ERROR(ValidateId(field, id));
   if (!absl::StartsWith(ToAbsl(id), ToAbsl(kImplicitSessionPrefix))) return absl::OkStatus();
-  return InvalidField("id", "names that begin with \"implicit-\" are given by the server");
+  return InvalidField(field, "names that begin with \"implicit-\" are given by the server");
 }
 
 absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds) {
@@ -177,6 +190,7 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
     return InvalidField("model",
                         absl::StrCat("must be UTF-8 of at most ", kMaxModelNameBytes, " bytes"));
   }
+  KVIST_RETURN_IF_ERROR(CheckSamples(request));
   KVIST_RETURN_IF_ERROR(CheckPrompt(request.prompt));
   KVIST_RETURN_IF_ERROR(CheckSampling(request.sampling));
   KVIST_RETURN_IF_ERROR(CheckStop(request.stop));

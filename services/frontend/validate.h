@@ -46,7 +46,7 @@ absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& mode
 // At most 64 of [A-Za-z0-9._-], at least one. INVALID_ARGUMENT naming `field`.
 absl::Status ValidateId(std::string_view field, std::string_view id);
 // As ValidateId; names that the frontend draws for implicit sessions are refused.
-absl::Status ValidateNewSessionId(std::string_view id);
+absl::Status ValidateNewSessionId(std::string_view field, std::string_view id);
 // Seconds since last use: 1 .. a year; unset is fine.
 absl::Status ValidateSessionTtl(std::optional<int64_t> ttl_seconds);
 // UTF-8 of at most 1 MiB; may be empty.

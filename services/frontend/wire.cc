@@ -51,6 +51,7 @@ SamplingChoice FromWire(const v1::SamplingParams& wire) {
   if (wire.has_frequency_penalty()) sampling.frequency_penalty = wire.frequency_penalty();
   if (wire.has_seed()) sampling.seed = wire.seed();
   if (wire.has_logprobs()) sampling.logprobs = wire.logprobs();
+  if (wire.has_sample_index()) sampling.sample_index = wire.sample_index();
   return sampling;
 }
 
@@ -70,6 +71,7 @@ InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& p
   plain.cache.kv_format = request.cache().kv_format();
   plain.cache.offload = request.cache().offload();
   plain.priority = request.priority();
+  if (request.has_samples()) plain.samples = request.samples();
   return plain;
 }
 
@@ -88,6 +90,7 @@ v1::SamplingParams ResolveSampling(const InferenceRequest& request,
   wire.set_presence_penalty(choice.presence_penalty.value_or(0.0f));
   wire.set_frequency_penalty(choice.frequency_penalty.value_or(0.0f));
   wire.set_seed(seed);
+  wire.set_sample_index(choice.sample_index.value_or(0));
   if (choice.logprobs.has_value()) wire.set_logprobs(*choice.logprobs);
   return wire;
 }

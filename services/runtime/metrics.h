@@ -75,6 +75,11 @@ struct WorkerMetrics {
   prometheus::Counter& prefix_cache_queries_total;
   prometheus::Counter& prefix_cache_hits_total;
   prometheus::Counter& num_preemptions_total;
+  prometheus::Counter& spec_decode_num_drafts_total;
+  prometheus::Counter& spec_decode_num_draft_tokens_total;
+  prometheus::Counter& spec_decode_num_accepted_tokens_total;
+  prometheus::Counter& forked_requests_total;
+  prometheus::Counter& copied_blocks_total;
   prometheus::Histogram& step_seconds;
   prometheus::Histogram& batch_tokens;
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;

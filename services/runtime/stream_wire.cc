@@ -398,6 +398,11 @@ absl::StatusOr<cm::ManagerMessage> FromProto(const v1::ManagerMessage& message) 
       return cm::DigestRequest();
     case v1::ManagerMessage::kEvict:
       return EvictFromProto(message.evict());
+    case v1::ManagerMessage::kFork:
+      return cm::ForkCommand{.incarnation = Incarnation(message.fork().incarnation()),
+                             .request = RequestId(message.fork().request_id()),
+                             .session = SessionId(message.fork().session_id()),
+                             .new_session = SessionId(message.fork().new_session_id())};
     case v1::ManagerMessage::MESSAGE_NOT_SET:
       break;
   }
@@ -421,6 +426,11 @@ v1::ManagerMessage ToProto(const cm::ManagerMessage& message, const std::string&
     result.mutable_resync()->set_resync_id(resync->resync_id);
   } else if (std::holds_alternative<cm::DigestRequest>(message)) {
     result.mutable_digest();
+  } else if (const auto* fork = std::get_if<cm::ForkCommand>(&message)) {
+    result.mutable_fork()->set_incarnation(fork->incarnation.value());
+    result.mutable_fork()->set_request_id(fork->request.value());
+    result.mutable_fork()->set_session_id(fork->session.value());
+    result.mutable_fork()->set_new_session_id(fork->new_session.value());
   } else {
     FillEvict(std::get<cm::EvictCommand>(message), result.mutable_evict());
   }

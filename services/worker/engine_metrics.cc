@@ -55,6 +55,14 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
   Raise(metrics_->prefix_cache_queries_total, last_.prefix_tokens_asked, stats.prefix_tokens_asked);
   Raise(metrics_->prefix_cache_hits_total, last_.prefix_tokens_hit, stats.prefix_tokens_hit);
   Raise(metrics_->num_preemptions_total, last_.preemptions, stats.preemptions);
+  const worker::SpeculationStats& drafts = stats.speculation;
+  Raise(metrics_->spec_decode_num_drafts_total, last_.speculation.drafts, drafts.drafts);
+  Raise(metrics_->spec_decode_num_draft_tokens_total, last_.speculation.draft_tokens,
+        drafts.draft_tokens);
+  Raise(metrics_->spec_decode_num_accepted_tokens_total, last_.speculation.accepted_tokens,
+        drafts.accepted_tokens);
+  Raise(metrics_->forked_requests_total, last_.forks, stats.forks);
+  Raise(metrics_->copied_blocks_total, last_.copied_blocks, stats.copied_blocks);
   static_assert(kAllocations == worker::kNumAllocations);
   for (size_t i = 0; i < kAllocations; ++i) {
     Raise(*metrics_->cache_requests_total[i], last_.requests[i], stats.requests[i]);

@@ -39,6 +39,7 @@ absl::Status CheckLengths(const v1::WorkerGenerateRequest& message, int64_t cont
 
 absl::Status CheckIds(const v1::WorkerGenerateRequest& message) {
   KVIST_RETURN_IF_ERROR(CheckId("request_id", message.request_id(), EmptyId::kRefused));
+  KVIST_RETURN_IF_ERROR(CheckId("fork_of", message.fork_of(), EmptyId::kAllowed));
   KVIST_RETURN_IF_ERROR(CheckId("session_id", message.session_id(), EmptyId::kAllowed));
   return CheckId("tenant_id", message.tenant_id(), EmptyId::kAllowed);
 }
@@ -55,6 +56,12 @@ absl::StatusOr<worker::SamplingOptions> ParseSampling(const v1::SamplingParams& 
   if (params.has_repetition_penalty()) options.repetition_penalty = params.repetition_penalty();
   if (params.has_presence_penalty()) options.presence_penalty = params.presence_penalty();
   if (params.has_frequency_penalty()) options.frequency_penalty = params.frequency_penalty();
+  if (params.has_sample_index()) {
+    if (params.sample_index() < 0) {
+      return InvalidField("sampling.sample_index", "must not be negative");
+    }
+    options.sample_index = static_cast<uint32_t>(params.sample_index());
+  }
   if (params.has_logprobs()) {
     if (params.logprobs() < 0) return InvalidField("sampling.logprobs", "must not be negative");
     options.logprobs = params.logprobs();
@@ -113,6 +120,7 @@ absl::StatusOr<worker::GenerateRequest> ParseGenerateRequest(
   KVIST_RETURN_IF_ERROR(CheckLengths(message, facts.context_tokens));
   worker::GenerateRequest request;
   request.id = RequestId(message.request_id());
+  request.fork_of = RequestId(message.fork_of());
   request.session = SessionId(message.session_id());
   request.tenant = TenantId(message.tenant_id());
   request.tenant_salt = message.tenant_salt();

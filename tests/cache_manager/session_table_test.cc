@@ -112,5 +112,41 @@ TEST_F(SessionTableTest, KeysOfAllChainsHaveALimit) {
   EXPECT_TRUE(table.CheckInvariants().ok());
 }
 
+TEST_F(SessionTableTest, AForkHoldsTheSameChainsAndIsIdle) {
+  SetChain("a", 0, Keys(5));
+  EXPECT_TRUE(table_.Fork(SessionId("a"), SessionId("b")));
+  EXPECT_EQ(ChainLength("b"), 5u);
+  EXPECT_EQ(table_.SharedBlocks(SessionId("b"), 0), 5u);
+  for (size_t slot = 0; slot < table_.slots(); ++slot) {
+    const auto facts = table_.FactsAt(slot);
+    if (facts->session != SessionId("b")) continue;
+    EXPECT_EQ(facts->phase, SessionPhase::kIdle);
+    EXPECT_EQ(facts->tenant, table_.FactsAt(0)->tenant);
+  }
+  SetChain("b", 2, Keys(3, 9));
+  EXPECT_EQ(ChainLength("a"), 5u);
+  EXPECT_EQ(table_.SharedBlocks(SessionId("a"), 0), 2u);
+}
+
+TEST_F(SessionTableTest, AForkOfNobodyOrOntoSomebodyChangesNothing) {
+  SetChain("a", 0, Keys(5));
+  SetChain("b", 0, Keys(2));
+  const uint64_t seq = log_.last_seq();
+  EXPECT_FALSE(table_.Fork(SessionId("a"), SessionId("b")));
+  EXPECT_FALSE(table_.Fork(SessionId("a"), SessionId("a")));
+  EXPECT_FALSE(table_.Fork(SessionId("nobody"), SessionId("c")));
+  SetChain("c", 0, Keys(1));
+  EXPECT_FALSE(table_.Fork(SessionId("a"), SessionId("d")));  // all places are of active ones
+  EXPECT_EQ(log_.last_seq(), seq + 1);
+}
+
+TEST_F(SessionTableTest, AForkMayTakeThePlaceOfTheOneItIsOf) {
+  for (const char* id : {"a", "b", "c"}) SetChain(id, 0, Keys(3));
+  table_.SetPhase(SessionId("a"), SessionPhase::kIdle);
+  EXPECT_TRUE(table_.Fork(SessionId("a"), SessionId("d")));
+  EXPECT_EQ(ChainLength("a"), 0u);
+  EXPECT_EQ(ChainLength("d"), 3u);
+}
+
 }  // namespace
 }  // namespace kvist::cache_manager

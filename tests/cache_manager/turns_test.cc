@@ -120,6 +120,28 @@ TEST(TurnsTest, TruncateKeepsTheLastOrTheFirstTokens) {
   EXPECT_EQ(record.version, version + 3);
 }
 
+TEST(TurnsTest, AForkHasTheHistoryAndAVersionOfItsOwn) {
+  SessionRecord record = Session();
+  record.token_ids = {1, 2, 3};
+  record.version = 9;
+  record.time_to_live_ms = 100;
+  const SessionRecord before = record;
+  EXPECT_EQ(ForkSession(SessionId("../x"), kNow, record).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(record, before);
+  ASSERT_TRUE(ForkSession(SessionId("fork"), kNow + 50, record).ok());
+  EXPECT_EQ(record.id, SessionId("fork"));
+  EXPECT_EQ(record.version, 1u);
+  EXPECT_EQ(record.token_ids, before.token_ids);
+  EXPECT_EQ(record.created_wall_ms, kNow + 50);
+  EXPECT_TRUE(IsExpired(record, kNow + 150));
+  EXPECT_FALSE(IsExpired(record, kNow + 149));
+  ASSERT_TRUE(BeginTurn(Begin("a"), kNow, record).ok());
+  EXPECT_EQ(ForkSession(SessionId("b"), kNow, record).code(), absl::StatusCode::kAborted);
+  ASSERT_TRUE(ForkSession(SessionId("b"), kNow + 1'000, record).ok());  // the lease has passed
+  EXPECT_FALSE(record.open_turn.has_value());
+}
+
 TEST(TurnsTest, ExpiryCountsFromTheLastUseAndSparesOpenTurns) {
   SessionRecord record = Session();
   EXPECT_FALSE(IsExpired(record, kNow + 1'000'000));

@@ -39,11 +39,15 @@ uint64_t SeenHash(const AttentionSpan& span, int64_t position, Read read) {
   return seen;
 }
 
-void FillLogits(uint64_t hash, const HashBackendOptions& options, float* out) {
+// Of the token at position `next`, from the hash of all before it.
+void FillLogits(uint64_t hash, int64_t next, const HashBackendOptions& options, float* out) {
   for (int64_t i = 0; i < options.vocab; ++i) {
     const uint64_t bits = Chain(hash, static_cast<uint64_t>(i)) >> 40;
     out[i] = (static_cast<float>(bits) * 0x1p-24f - 0.5f) * options.logit_span;
   }
+  if (options.repeat_tokens == 0 || hash % 8 == 0) return;
+  const uint64_t place = static_cast<uint64_t>(next % options.repeat_tokens);
+  out[Mix64(place + 1) % static_cast<uint64_t>(options.vocab)] += options.logit_span;
 }
 
 }  // namespace
@@ -67,7 +71,7 @@ std::vector<float> HashSequence::Logits() const {
   uint64_t hash = 0;
   for (const std::vector<uint64_t>& slots : slots_) hash = Chain(hash, slots.back());
   std::vector<float> logits(static_cast<size_t>(options_.vocab));
-  FillLogits(hash, options_, logits.data());
+  FillLogits(hash, static_cast<int64_t>(slots_[0].size()), options_, logits.data());
   return logits;
 }
 
@@ -191,7 +195,7 @@ absl::StatusOr<Logits> HashBackend::Run(const Batch& batch) {
         hash = Chain(hash, *slot);
       }
       if (static_cast<int64_t>(i) < slice.logits_from) continue;
-      FillLogits(hash, options_, logits_.data() + row++ * options_.vocab);
+      FillLogits(hash, position + 1, options_, logits_.data() + row++ * options_.vocab);
     }
   }
   if (control_->nan_next_run.exchange(false)) {

@@ -26,6 +26,9 @@ struct HashBackendOptions {
   int64_t max_batch_tokens = 256;
   int64_t max_logit_rows = 64;
   float logit_span = 8.0f;
+  // Above 0: greedy output mostly repeats itself after so many tokens, so that guesses are right;
+  // one token in eight strays, wherever the hash says.
+  int64_t repeat_tokens = 0;
   SamplingDefaults sampling_defaults;
 };
 

@@ -13,8 +13,8 @@ namespace kvist::worker {
 
 struct ContiguousKv;
 
-// Consecutive tokens of one sequence: a chunk of prefill, or one token of decode. Spans point into
-// the engine's sequences and stay valid during the step.
+// Consecutive tokens of one sequence: a chunk of prefill, or one token of decode with the drafts
+// behind it. Spans point into the engine's sequences and stay valid during the step.
 struct SequenceSlice {
   std::span<const int32_t> tokens;  // [n] ids, n >= 1
   int64_t first_position = 0;       // absolute position of tokens[0]

@@ -17,6 +17,7 @@
 #include "common/base/clock.h"
 #include "worker/backend/backend.h"
 #include "worker/engine/request.h"
+#include "worker/engine/speculation.h"
 
 namespace kvist::cache_manager {
 class EventLog;
@@ -34,6 +35,9 @@ struct EngineOptions {
       256;                      // token budget of a step: decode first, the rest for prefill chunks
   size_t max_sessions = 65536;  // in the session table
   std::shared_ptr<DiskStore> disk;  // of the backend's pools and this engine's alone; null: none
+  // Drafts of one sequence in a step at most (speculation.h), up to kMaxSpeculativeTokens; 0: none.
+  // The output is the same.
+  int32_t speculative_tokens = 0;
   // Called after each step and at least every 100 ms when something changed, on the loop's thread.
   std::function<void()> on_step;
 };
@@ -57,7 +61,10 @@ struct EngineStats {
   uint64_t prefix_tokens_asked = 0;
   uint64_t prefix_tokens_hit = 0;
   uint64_t preemptions = 0;
-  uint64_t finished[5] = {};                // by FinishReason
+  SpeculationStats speculation;
+  uint64_t forks = 0;          // requests that began with the blocks and the logits of another
+  uint64_t copied_blocks = 0;  // before a write: shared ones, and partial hits; in all pools
+  uint64_t finished[5] = {};   // by FinishReason
   uint64_t requests[kNumAllocations] = {};  // taken in, by Allocation
   OffloadStats offload;
   int64_t running = 0;

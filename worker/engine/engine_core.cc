@@ -1,9 +1,10 @@
 // Invariants:
-//   1. every live request is in the scheduler once, waiting or running; a waiting one holds no
-//      blocks
-//   2. known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
+//   1. every live request is in the scheduler once, waiting or running, or waits for its leader's
+//      prompt; a waiting one holds no blocks
+//   2. between steps known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
 //   3. blocks referenced in the pools = blocks in the tables of the running ones
 //   4. unscheduled = live requests without a first schedule
+//   5. a follower has a live leader, which lists it and follows nobody
 #include "worker/engine/engine_core.h"
 
 #include <algorithm>
@@ -40,7 +41,10 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
       sessions_(options.max_sessions, &events_),
       session_holds_(backend_->pools().size(), &sessions_),
       scheduler_(SchedulerOptions(options, *backend_), this),
-      sampler_(backend_->model().vocab) {
+      speculation_({.most_drafts = options.speculative_tokens,
+                    .max_step_tokens = SchedulerOptions(options, *backend_).max_step_tokens,
+                    .max_logit_rows = backend_->max_logit_rows()}),
+      chooser_(backend_->model().vocab) {
   limits_.vocab = backend_->model().vocab;
   limits_.context_tokens = backend_->model().context_tokens;
   MakePools();
@@ -74,6 +78,7 @@ void EngineCore::MakePools() {
                               .window = groups[g].window});
     }
     auto copy = [this](int32_t pool, int32_t from, int32_t to) {
+      ++stats_.copied_blocks;
       backend_->CopyBlock(pool, from, to);
     };
     formats_.push_back(std::make_unique<FormatCache>(FormatCache{
@@ -120,7 +125,7 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
   live.queued = queued;
   ++unscheduled_;
   live_.emplace(live.request.id, std::move(owned));
-  scheduler_.Add(&live);
+  if (!Follow(live)) scheduler_.Add(&live);
   // A replay of an answer that was complete: nothing is left to choose.
   if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
 }
@@ -143,6 +148,7 @@ bool EngineCore::Step() {
   if (offload_ != nullptr) offload_->Poll();
   ExpireDeadlines();
   scheduler_.Schedule(&plan_);
+  speculation_.AddDrafts(&plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
   if (!plan_.chunks.empty()) {
     const MonotonicTime start = clock_->Now();
@@ -187,7 +193,11 @@ bool EngineCore::Admit(Sequence& sequence, int64_t spare_blocks) {
     live.blocks.Discard();
     return false;
   }
-  live.blocks.MatchPartial(live.tokens, limit);
+  // What comes after the prompt is each sample's own.
+  const LiveRequest* sibling = limit <= live.prompt_tokens() ? SiblingOf(live) : nullptr;
+  if (sibling == nullptr || live.blocks.MatchPartialOf(sibling->blocks, limit) == 0) {
+    live.blocks.MatchPartial(live.tokens, limit);
+  }
   live.stored_tokens = live.blocks.stored_tokens();
   if (!live.first_scheduled.has_value()) {
     live.first_scheduled = clock_->Now();
@@ -254,7 +264,7 @@ const Batch& EngineCore::MakeBatch() {
     for (size_t g = 0; g < live.format->pools.size(); ++g) {
       slice.block_tables.push_back(live.blocks.table(g));
     }
-    slice.logits_from = chunk.completes ? chunk.tokens - 1 : chunk.tokens;
+    slice.logits_from = chunk.completes ? chunk.tokens - 1 - chunk.drafts : chunk.tokens;
   }
   return batch_;
 }
@@ -274,77 +284,59 @@ void EngineCore::Postprocess(const Logits& logits) {
   for (const ScheduledChunk& chunk : plan_.chunks) {
     LiveRequest& live = LiveOf(*chunk.sequence);
     AdvanceChunk(chunk, live);
-    if (!chunk.completes) continue;
-    TakeToken({logits.row(row++), static_cast<size_t>(logits.vocab)}, live);
+    const Logits rows{.data = logits.row(row),
+                      .rows = chunk.completes ? 1 + chunk.drafts : 0,
+                      .vocab = logits.vocab,
+                      .stride = logits.stride};
+    row += rows.rows;
+    if (!live.followers.empty() && live.has_prompt()) LetFollowersGo(live, rows);
+    if (chunk.completes) TakeTokens(chunk, rows, live);
   }
 }
 
 void EngineCore::AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live) {
+  const int64_t tokens = chunk.tokens - chunk.drafts;
   uint64_t& counter =
       live.state == SequenceState::kDecode ? stats_.decode_tokens : stats_.prefill_tokens;
-  counter += static_cast<uint64_t>(chunk.tokens);
-  live.stored_tokens += chunk.tokens;
-  live.blocks.MarkWritten(live.tokens, live.stored_tokens);
-  if (live.in_session()) {
-    session_holds_.Update(live.member, live.blocks);
-  }
+  counter += static_cast<uint64_t>(tokens);
+  Store(tokens, live);
   if (!live.first_token.has_value()) {
     live.sink->OnProgress(std::min(live.stored_tokens, live.prompt_tokens()), live.prompt_tokens());
   }
 }
 
-std::span<const int32_t> EngineCore::MaskedIds(const LiveRequest& live) const {
-  if (live.generated_tokens() >= live.request.stop.min_new_tokens) return {};
-  return live.request.stop.stop_ids;
+void EngineCore::Store(int64_t tokens, LiveRequest& live) {
+  live.stored_tokens += tokens;
+  live.blocks.MarkWritten(live.tokens, live.stored_tokens);
+  if (live.in_session()) session_holds_.Update(live.member, live.blocks);
 }
 
-void EngineCore::TakeToken(std::span<const float> logits, LiveRequest& live) {
-  const absl::Status sampled = sampler_.Sample({.logits = logits,
-                                                .options = live.request.sampling,
-                                                .counts = &live.counts,
-                                                .masked_ids = MaskedIds(live),
-                                                .position = live.known_tokens},
-                                               &sample_);
-  if (!sampled.ok()) {
-    Finish(live, FinishReason::kError, sampled);
-    return;
+void EngineCore::TakeTokens(const ScheduledChunk& chunk, const Logits& rows, LiveRequest& live) {
+  const ChosenTokens chosen = chooser_.Choose(rows, live);
+  if (chunk.drafts > 0) {
+    speculation_.NoteAccepted(chunk, chosen.accepted);
+    stats_.decode_tokens += static_cast<uint64_t>(chosen.rows - 1);
+    Store(chosen.rows - 1, live);
   }
-  const MonotonicTime now = clock_->Now();
-  if (!live.first_token.has_value()) live.first_token = now;
-  live.last_token = now;
-  output_.index = live.generated_tokens();
-  output_.id = sample_.id;
-  output_.logprob.reset();
-  output_.top_logprobs.clear();
-  if (live.request.sampling.logprobs >= 0) {
-    output_.logprob = sample_.logprob;
-    for (const auto& [id, logprob] : sample_.top_logprobs) {
-      output_.top_logprobs.push_back({id, logprob});
+  if (!chosen.tokens.empty()) {
+    const MonotonicTime now = clock_->Now();
+    if (!live.first_token.has_value()) live.first_token = now;
+    live.last_token = now;
+    live.state = SequenceState::kDecode;
+    if (!live.caches()) {
+      live.blocks.Discard();
+      live.stored_tokens = 0;
+      live.state = SequenceState::kPrefill;
     }
+    live.sink->OnTokens(chosen.tokens);
   }
-  live.tokens.push_back(sample_.id);
-  ++live.known_tokens;
-  if (NeedsCounts(live.request.sampling)) live.counts.AddOutput(sample_.id);
-  live.state = SequenceState::kDecode;
-  if (!live.caches()) {
-    live.blocks.Discard();
-    live.stored_tokens = 0;
-    live.state = SequenceState::kPrefill;
+  if (!chosen.status.ok()) {
+    Finish(live, FinishReason::kError, chosen.status);
+  } else if (chosen.reason.has_value()) {
+    Finish(live, *chosen.reason, absl::OkStatus());
+  } else {
+    speculation_.Begin(live);
   }
-  live.sink->OnTokens({&output_, 1});
-  if (const auto reason = ReasonToStop(live)) Finish(live, *reason, absl::OkStatus());
-}
-
-std::optional<FinishReason> EngineCore::ReasonToStop(const LiveRequest& live) const {
-  const int64_t generated = live.generated_tokens();
-  if (generated == 0) return std::nullopt;
-  const std::vector<int32_t>& stops = live.request.stop.stop_ids;
-  if (generated > live.request.stop.min_new_tokens &&
-      std::find(stops.begin(), stops.end(), live.tokens.back()) != stops.end()) {
-    return FinishReason::kStop;
-  }
-  if (generated >= live.request.stop.max_new_tokens) return FinishReason::kLength;
-  return std::nullopt;
 }
 
 // Takes the request out first: the sink may submit it anew.
@@ -357,6 +349,7 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
     offload_->Forget(live);
     offload_->WriteBack(live);
   }
+  LeaveSiblings(live);
   live.blocks.Release(live.tokens);
   if (live.first_scheduled.has_value()) {
     if (live.in_session()) session_holds_.End(live.member);
@@ -371,6 +364,8 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
                   .cached_tokens = live.cached_tokens,
                   .generated_tokens = live.generated_tokens(),
                   .preemptions = live.preemptions,
+                  .draft_tokens = live.draft_tokens,
+                  .accepted_tokens = live.accepted_tokens,
                   .queue_seconds = SecondsBetween(live.queued, scheduled)};
   if (live.first_token.has_value()) {
     info.prefill_seconds = SecondsBetween(scheduled, *live.first_token);
@@ -382,6 +377,7 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
 
 void EngineCore::CountStep(double seconds) {
   ++stats_.steps;
+  speculation_.NoteStep(seconds);
   stats_.last_batch_tokens = plan_.total_tokens;
   stats_.last_step_seconds = seconds;
 }
@@ -395,18 +391,19 @@ EngineState EngineCore::state() {
 EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
   if (offload_ != nullptr) stats.offload = offload_->stats();
+  stats.speculation = speculation_.stats();
   stats.running = static_cast<int64_t>(scheduler_.running().size());
-  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  stats.waiting = static_cast<int64_t>(scheduler_.waiting().size() + followers_);
   return stats;
 }
 
 cache_manager::WorkerLoad EngineCore::load() const {
   cache_manager::WorkerLoad load;
   load.running_sequences = static_cast<uint32_t>(scheduler_.running().size());
-  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size());
+  load.waiting_sequences = static_cast<uint32_t>(scheduler_.waiting().size() + followers_);
   load.max_sequences = static_cast<uint32_t>(options_.max_running_sequences);
   for (const auto& [id, live] : live_) {
-    if (live->state == SequenceState::kDecode) continue;
+    if (live->state == SequenceState::kDecode || live->leader != nullptr) continue;
     load.queued_prefill_tokens += static_cast<uint64_t>(live->MissingTokens());
   }
   return load;
@@ -419,10 +416,10 @@ absl::Status EngineCore::CheckInvariants() const {
   }
   if (offload_ != nullptr) KVIST_RETURN_IF_ERROR(offload_->CheckInvariants());
   KVIST_RETURN_IF_ERROR(sessions_.CheckInvariants());
-  if (scheduler_.running().size() + scheduler_.waiting().size() != live_.size()) {
+  if (scheduler_.running().size() + scheduler_.waiting().size() + followers_ != live_.size()) {
     return absl::InternalError("engine 1: live requests and the scheduler");
   }
-  size_t unscheduled = 0;
+  size_t unscheduled = 0, listed = 0;
   for (const auto& [id, live] : live_) {
     KVIST_RETURN_IF_ERROR(live->blocks.CheckInvariants());
     const bool waits = live->state == SequenceState::kWaiting;
@@ -434,7 +431,14 @@ absl::Status EngineCore::CheckInvariants() const {
       return absl::InternalError("engine 2: token counts");
     }
     if (!live->first_scheduled.has_value()) ++unscheduled;
+    listed += live->followers.size();
+    for (const LiveRequest* follower : live->followers) {
+      if (follower->leader != live.get() || live->leader != nullptr) {
+        return absl::InternalError("engine 5: followers and leaders");
+      }
+    }
   }
+  if (listed != followers_) return absl::InternalError("engine 5: followers");
   if (unscheduled != unscheduled_) return absl::InternalError("engine 4: unscheduled");
   for (const auto& format : formats_) {
     for (size_t g = 0; g < format->pools.size(); ++g) {

@@ -19,7 +19,8 @@
 #include "worker/engine/offload.h"
 #include "worker/engine/request_limits.h"
 #include "worker/engine/session_holds.h"
-#include "worker/sampling/sampler.h"
+#include "worker/engine/speculation.h"
+#include "worker/engine/token_chooser.h"
 #include "worker/scheduler/scheduler.h"
 
 namespace kvist::worker {
@@ -74,12 +75,24 @@ class EngineCore final : private BlockLedger {
   const Batch& MakeBatch();
   void FailBatch(const absl::Status& status);
   void Postprocess(const Logits& logits);
+  // All of the chunk but its drafts.
   void AdvanceChunk(const ScheduledChunk& chunk, LiveRequest& live);
-  // Samples, publishes and ends the request if that was its last token.
-  void TakeToken(std::span<const float> logits, LiveRequest& live);
-  std::span<const int32_t> MaskedIds(const LiveRequest& live) const;
-  std::optional<FinishReason> ReasonToStop(const LiveRequest& live) const;
+  // The KV of so many tokens more is in the blocks.
+  void Store(int64_t tokens, LiveRequest& live);
+  // Chooses from the chunk's rows of logits, publishes and ends the request if its last token came.
+  void TakeTokens(const ScheduledChunk& chunk, const Logits& rows, LiveRequest& live);
   void Finish(LiveRequest& live, FinishReason reason, const absl::Status& status);
+
+  // --- forks of one prompt (engine_core_forks.cc)
+  // The live request that `live` is a fork of; null if there is none.
+  LiveRequest* SiblingOf(const LiveRequest& live) const;
+  // Has the request wait for its leader's prompt. False if it has no leader to wait for.
+  bool Follow(LiveRequest& live);
+  // The leader's prompt is stored: the followers go on, from its logits if there are any.
+  void LetFollowersGo(LiveRequest& leader, const Logits& logits);
+  void ForkFrom(const LiveRequest& leader, const Logits& logits, LiveRequest& live);
+  // The request ends: nobody waits for it any more, nor it for anybody.
+  void LeaveSiblings(LiveRequest& live);
   void CountStep(double seconds);
 
   const EngineOptions options_;
@@ -95,17 +108,17 @@ class EngineCore final : private BlockLedger {
   std::unique_ptr<Offload> offload_;  // null: no disk tier
   std::vector<std::unique_ptr<FormatCache>> formats_;
   Scheduler scheduler_;
-  Sampler sampler_;
+  Speculation speculation_;
+  TokenChooser chooser_;
 
   absl::flat_hash_map<RequestId, std::unique_ptr<LiveRequest>> live_;
   uint64_t arrivals_ = 0;
   size_t unscheduled_ = 0;
+  size_t followers_ = 0;  // requests that wait for another's prompt
   Plan plan_;
   Batch batch_;
   std::vector<std::vector<std::span<const int32_t>>>
       spare_tables_;  // kept from earlier, larger batches
-  SampleOutput sample_;
-  TokenOutput output_;
   EngineStats stats_;
 };
 

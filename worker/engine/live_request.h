@@ -11,6 +11,7 @@
 #include "cache_manager/block_pool.h"
 #include "worker/engine/request.h"
 #include "worker/engine/session_holds.h"
+#include "worker/engine/speculation.h"
 #include "worker/kv/block_table.h"
 #include "worker/sampling/token_counts.h"
 #include "worker/scheduler/sequence.h"
@@ -33,14 +34,22 @@ struct LiveRequest : Sequence {
   bool caches() const { return request.cache.allocation != Allocation::kNone; }
   bool offloads() const { return request.cache.offload == OffloadTier::kDisk; }
   bool in_session() const { return caches() && !request.session.empty(); }
+  bool has_prompt() const { return stored_tokens >= prompt_tokens(); }
 
   GenerateRequest request;
   std::shared_ptr<TokenSink> sink;
   FormatCache* format;
   SequenceBlocks blocks;
-  std::vector<int32_t> tokens;  // prompt and generated; known_tokens of them
+  std::vector<int32_t> tokens;  // prompt and generated: known_tokens; in a step then its drafts
   TokenCounts counts;           // kept only if a penalty reads them
   SessionMember member;         // once scheduled, in a session
+  std::unique_ptr<Drafter> drafter;  // once it has a token, if it may draft
+  int64_t draft_tokens = 0;
+  int64_t accepted_tokens = 0;  // of these
+  // Forks of one prompt (engine_core_forks.cc): who computes it for this one, which waits; and who
+  // waits for this one.
+  LiveRequest* leader = nullptr;
+  std::vector<LiveRequest*> followers;
   int64_t cached_tokens = 0;
   int64_t preemptions = 0;
   bool restore_tried = false;  // since it last gave blocks back

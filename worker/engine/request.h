@@ -40,6 +40,8 @@ struct CacheOptions {
 
 struct GenerateRequest {
   RequestId id;       // unique among live requests of this worker
+  RequestId fork_of;  // a request with the same prompt and cache, whose blocks this one shares once
+                      // they are computed; empty, not live or of another prompt: nobody's
   SessionId session;  // may be empty: no session holds the blocks
   TenantId tenant;
   std::string tenant_salt;  // separates prefix caches (cache_manager/block_key.h)
@@ -81,9 +83,12 @@ struct FinishInfo {
   FinishReason reason = FinishReason::kStop;
   absl::Status status;  // not OK for kCancelled, kDeadline, kError
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;     // of the prompt, found in the prefix cache at first admission
+  int64_t cached_tokens = 0;     // of the prompt, found in the prefix cache at first admission, or
+                                 // shared with the request it is a fork of
   int64_t generated_tokens = 0;  // those of earlier attempts included
   int64_t preemptions = 0;
+  int64_t draft_tokens = 0;     // guessed ones that were computed
+  int64_t accepted_tokens = 0;  // of these, those that are among the generated
   double queue_seconds = 0;
   double prefill_seconds = 0;  // from first schedule to first token
   double decode_seconds = 0;   // from first to last token

@@ -7,6 +7,7 @@
 //      none
 //   5. keys are known for all named blocks
 //   6. a promise is at least what is set aside and held under it
+//   7. whoever has a promise shares no partial block
 #include "worker/kv/block_table.h"
 
 #include <algorithm>
@@ -182,46 +183,119 @@ int64_t SequenceBlocks::MatchWith(
 
 int64_t SequenceBlocks::MatchPartial(std::span<const int32_t> tokens, int64_t limit) {
   if (sharing_ == Sharing::kScratch || limit <= stored_) return 0;
+  KVIST_CHECK(stored_ == named_ * cache_->block_tokens_);
   const int64_t most = std::min<int64_t>(limit - stored_, cache_->block_tokens_ - 1);
   const auto next = tokens.subspan(static_cast<size_t>(stored_), static_cast<size_t>(most));
   int64_t matched = most;
   std::vector<PartialMatch> matches;
-  std::vector<BlockRef> copies;
+  std::vector<int32_t> from;
   for (size_t g = 0; g < groups_.size(); ++g) {
-    BlockPool& pool = *cache_->groups_[g].pool;
-    matches.push_back(pool.FindPartial(ParentOf(named_), next));
+    matches.push_back(cache_->groups_[g].pool->FindPartial(ParentOf(named_), next));
     matched = std::min<int64_t>(matched, matches.back().matched_tokens);
     if (matched <= 0) return 0;
-    absl::StatusOr<BlockRef> copy = pool.Allocate(&groups_[g].reservation);
-    if (!copy.ok()) return 0;
-    copies.push_back(std::move(copy).value());
+    from.push_back(matches.back().block.index());
   }
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    cache_->copy_block_(cache_->groups_[g].backend_pool, matches[g].block.index(),
-                        copies[g].index());
-    Append(g, std::move(copies[g]));
-  }
+  if (!AppendCopies(from)) return 0;
   stored_ += matched;
   return matched;
 }
 
+int64_t SequenceBlocks::MatchPartialOf(const SequenceBlocks& other, int64_t limit) {
+  KVIST_CHECK(stored_ == named_ * cache_->block_tokens_ || sharing_ == Sharing::kScratch);
+  const int64_t most = std::min<int64_t>(limit - stored_, cache_->block_tokens_ - 1);
+  const int64_t matched = std::min(most, other.stored_ - stored_);
+  if (sharing_ == Sharing::kScratch || matched <= 0) return 0;
+  const size_t block = static_cast<size_t>(named_);
+  std::vector<int32_t> from;
+  for (const Group& group : other.groups_) {
+    if (group.table[block] < 0) return 0;
+    from.push_back(group.table[block]);
+  }
+  if (!AppendCopies(from)) return 0;
+  stored_ += matched;
+  return matched;
+}
+
+bool SequenceBlocks::AppendCopies(std::span<const int32_t> from) {
+  std::vector<BlockRef> copies;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    absl::StatusOr<BlockRef> copy = cache_->groups_[g].pool->Allocate(&groups_[g].reservation);
+    if (!copy.ok()) return false;
+    copies.push_back(std::move(copy).value());
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    cache_->copy_block_(cache_->groups_[g].backend_pool, from[g], copies[g].index());
+    Append(g, std::move(copies[g]));
+  }
+  return true;
+}
+
+void SequenceBlocks::Fork(const SequenceBlocks& other) {
+  KVIST_CHECK(stored_ == 0 && groups_[0].table.empty());
+  KVIST_CHECK(cache_ == other.cache_ && root_ == other.root_);
+  KVIST_CHECK(sharing_ == Sharing::kShared && other.sharing_ == Sharing::kShared);
+  const int64_t written = CeilDiv<int64_t>(other.stored_, cache_->block_tokens_);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Group& from = other.groups_[g];
+    for (size_t b = 0; b < static_cast<size_t>(written); ++b) {
+      Append(g, from.refs[b].empty() ? BlockRef() : from.refs[b].Share());
+    }
+    groups_[g].first_held = from.first_held;
+  }
+  keys_ = other.keys_;
+  named_ = other.named_;
+  stored_ = other.stored_;
+}
+
+bool SequenceBlocks::SharesTail() const {
+  if (stored_ % cache_->block_tokens_ == 0) return false;
+  const size_t tail = static_cast<size_t>(stored_ / cache_->block_tokens_);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const BlockPool& pool = *cache_->groups_[g].pool;
+    if (pool.Facts(groups_[g].refs[tail].index()).references > 1) return true;
+  }
+  return false;
+}
+
+bool SequenceBlocks::OwnTail() {
+  if (!SharesTail()) return true;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (groups_[g].reservation.remaining() + cache_->groups_[g].pool->Available() == 0) {
+      return false;
+    }
+  }
+  const size_t tail = static_cast<size_t>(stored_ / cache_->block_tokens_);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    absl::StatusOr<BlockRef> copy = cache_->groups_[g].pool->Allocate(&group.reservation);
+    KVIST_CHECK(copy.ok(), "a pool had fewer blocks than it said");
+    cache_->copy_block_(cache_->groups_[g].backend_pool, group.table[tail], copy->index());
+    group.refs[tail] = *std::move(copy);
+    group.table[tail] = group.refs[tail].index();
+  }
+  return true;
+}
+
 bool SequenceBlocks::Fits(int64_t total, int64_t spare) const {
+  const int64_t copied = SharesTail() ? 1 : 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const Group& group = groups_[g];
     const int64_t longer =
         CeilDiv<int64_t>(total, cache_->block_tokens_) - static_cast<int64_t>(group.table.size());
     const int64_t more = std::min(longer, cache_->MostHeld(group.span, total) - group.Held());
-    if (std::max<int64_t>(0, more) + spare > cache_->groups_[g].pool->Available()) return false;
+    if (std::max<int64_t>(0, more) + copied + spare > cache_->groups_[g].pool->Available())
+      return false;
   }
   return true;
 }
 
 bool SequenceBlocks::Reserve(int64_t total, int64_t spare) {
+  const int64_t copied = SharesTail() ? 1 : 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
     KVIST_CHECK(groups_[g].reservation.promised() == 0);
     absl::StatusOr<cache_manager::Reservation> reservation = cache_->groups_[g].pool->Reserve(
         {.blocks = static_cast<int32_t>(cache_->MostHeld(groups_[g].span, total)),
-         .held = static_cast<int32_t>(groups_[g].Held()),
+         .held = static_cast<int32_t>(groups_[g].Held() - copied),
          .spare = static_cast<int32_t>(spare)});
     if (!reservation.ok()) {
       for (Group& group : groups_) group.reservation = cache_manager::Reservation();
@@ -229,6 +303,7 @@ bool SequenceBlocks::Reserve(int64_t total, int64_t spare) {
     }
     groups_[g].reservation = *std::move(reservation);
   }
+  KVIST_CHECK(OwnTail(), "the promise has a block for the copy");
   return true;
 }
 
@@ -243,6 +318,7 @@ void SequenceBlocks::RefillPromises() {
 
 int64_t SequenceBlocks::GrowTo(int64_t total) {
   RefillPromises();
+  if (!OwnTail()) return stored_;
   const int64_t length = static_cast<int64_t>(groups_[0].table.size());
   int64_t blocks = CeilDiv<int64_t>(total, cache_->block_tokens_);
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -257,6 +333,15 @@ int64_t SequenceBlocks::GrowTo(int64_t total) {
     }
   }
   return std::min<int64_t>(total, std::max(length, blocks) * cache_->block_tokens_);
+}
+
+int64_t SequenceBlocks::GrowForDrafts(int64_t total) {
+  const int64_t length = static_cast<int64_t>(groups_[0].table.size());
+  for (const Group& group : groups_) {
+    if (group.reservation.promised() == 0) continue;
+    total = std::min(total, (length + group.reservation.remaining()) * cache_->block_tokens_);
+  }
+  return GrowTo(total);
 }
 
 void SequenceBlocks::MarkWritten(std::span<const int32_t> tokens, int64_t total) {
@@ -291,7 +376,7 @@ void SequenceBlocks::MarkWritten(std::span<const int32_t> tokens, int64_t total)
 
 void SequenceBlocks::Release(std::span<const int32_t> tokens) {
   const int64_t partial = stored_ % cache_->block_tokens_;
-  if (sharing_ == Sharing::kShared && partial > 0) {
+  if (sharing_ == Sharing::kShared && partial > 0 && !SharesTail()) {
     const size_t last = static_cast<size_t>(named_);
     const auto written = tokens.subspan(last * static_cast<size_t>(cache_->block_tokens_),
                                         static_cast<size_t>(partial));
@@ -339,6 +424,9 @@ absl::Status SequenceBlocks::CheckInvariants() const {
     const cache_manager::Reservation& promise = group.reservation;
     if (promise.remaining() > std::max<int64_t>(0, promise.promised() - group.Held())) {
       return absl::InternalError("blocks 6: promised blocks");
+    }
+    if (promise.promised() > 0 && SharesTail()) {
+      return absl::InternalError("blocks 7: a promised block is shared");
     }
   }
   if (static_cast<int64_t>(length) * block_tokens < stored_) {

@@ -101,6 +101,14 @@ class SequenceBlocks {
   // every group. Returns the tokens gained; 0 also where there is no block to copy to. REQUIRES:
   // only matched blocks are held.
   int64_t MatchPartial(std::span<const int32_t> tokens, int64_t limit);
+  // The same, but the block that is copied is the one at that place of `other`, which may go on
+  // writing behind the tokens that were copied. REQUIRES: both are of one cache and span, and their
+  // tokens agree before `limit`; only matched blocks are held.
+  int64_t MatchPartialOf(const SequenceBlocks& other, int64_t limit);
+  // Takes references to all blocks that `other` has written: its tokens are stored here from then
+  // on. A partial last block belongs to both until one of them writes: that one copies it (GrowTo).
+  // REQUIRES: nothing is held; neither is scratch; both are of one cache, root and span.
+  void Fork(const SequenceBlocks& other);
 
   // Whether the pools have the blocks for `total` tokens now, with `spare` blocks left in each.
   bool Fits(int64_t total, int64_t spare) const;
@@ -108,11 +116,17 @@ class SequenceBlocks {
   // left in each. Blocks that a window gives up come back to the promise, so that growing token by
   // token to `total` always finds one: at once, unless others still use all blocks that were given
   // up. False, and nothing is promised, if the pools cannot. The promise ends with Release or
-  // Discard. REQUIRES: none stands; only matched blocks are held.
+  // Discard. A promise covers no block that another writes to: a partial block that is shared is
+  // copied at once. REQUIRES: none stands; only matched or forked blocks are held.
   bool Reserve(int64_t total, int64_t spare);
   // Allocates blocks to cover up to `total` tokens, in all groups or in none; promised ones first.
-  // Returns how many are covered now: `total`, or fewer if the pools have no more.
+  // Copies a partial last block that is shared before anything may be written. Returns how many are
+  // covered now: `total`, or fewer if the pools have no more (the stored ones if there is none for
+  // the copy).
   int64_t GrowTo(int64_t total);
+  // The same for tokens behind the next one that may turn out not to be the sequence's: one with a
+  // promise gets no more than was promised. REQUIRES: the next token is covered.
+  int64_t GrowForDrafts(int64_t total);
   // The KV of all tokens before `total` is in the blocks: names those that are full (adopting
   // blocks of that name that exist) and gives up those behind the windows. REQUIRES:
   // stored_tokens() <= total <= covered.
@@ -137,6 +151,8 @@ class SequenceBlocks {
   }
   // Blocks of a group that are set aside for this sequence.
   int64_t ReservedBlocks(size_t group) const { return groups_[group].reservation.remaining(); }
+  // Whether others refer to the partial last block, so that it may not be written.
+  bool SharesTail() const;
   // Stored tokens without a name: lost if the blocks are given back.
   int64_t UnnamedTokens() const { return stored_ - named_ * cache_->block_tokens_; }
   // INTERNAL naming the first violated invariant (block_table.cc).
@@ -166,6 +182,11 @@ class SequenceBlocks {
                        absl::FunctionRef<bool(size_t group, int64_t block)> present) const;
   bool InPool(size_t group, int64_t block) const;
   void Append(size_t group, cache_manager::BlockRef ref);
+  // Appends a copy of each of these blocks, one per group. False, and nothing is held, if a pool
+  // has none to copy to.
+  bool AppendCopies(std::span<const int32_t> from);
+  // A partial last block that is shared becomes an own copy, in all groups or in none (false).
+  bool OwnTail();
   // What the windows gave up comes back to the promises, as far as the pools have it.
   void RefillPromises();
 

@@ -25,9 +25,24 @@ Scheduler::Scheduler(const Options& options, BlockLedger* ledger)
 }
 
 void Scheduler::Add(Sequence* sequence) {
-  sequence->state = SequenceState::kWaiting;
   sequence->rank = steps_ - sequence->priority * kStepsPerPriority;
+  AddInRank(sequence);
+}
+
+void Scheduler::AddInRank(Sequence* sequence) {
+  sequence->state = SequenceState::kWaiting;
   InsertInOrder(waiting_, sequence);
+}
+
+bool Scheduler::HasPlaceFor(const Sequence& sequence) const {
+  return running_.size() < static_cast<size_t>(options_.max_running_sequences) &&
+         (waiting_.empty() || ServedBefore(sequence, *waiting_.front()));
+}
+
+void Scheduler::Join(Sequence* sequence) {
+  KVIST_CHECK(HasPlaceFor(*sequence));
+  sequence->planned_tokens = 0;
+  InsertInOrder(running_, sequence);
 }
 
 void Scheduler::Remove(Sequence* sequence) {

@@ -37,6 +37,7 @@ struct ScheduledChunk {
   Sequence* sequence = nullptr;
   int64_t first_position = 0;  // stored_tokens before the step
   int64_t tokens = 0;
+  int64_t drafts = 0;  // of these, the last ones: guesses behind the newest token (speculation.h)
   // The chunk ends with the newest token: its logits are wanted.
   bool completes = false;
 };
@@ -80,6 +81,13 @@ class Scheduler {
 
   // Adds a waiting sequence. REQUIRES: alone in the pools it fits; arrival is unique.
   void Add(Sequence* sequence);
+  // The same, in the rank that it has: that of a sequence it came with.
+  void AddInRank(Sequence* sequence);
+  // Whether one more sequence may run, and nobody waits who is served before this one.
+  bool HasPlaceFor(const Sequence& sequence) const;
+  // Adds a running sequence, in the rank and state that it has. REQUIRES: HasPlaceFor; the ledger
+  // has its blocks.
+  void Join(Sequence* sequence);
   // Forgets a sequence and marks it finished; its blocks are the caller's to give back.
   void Remove(Sequence* sequence);
   // Fills `plan` and moves sequences between waiting and running. The caller runs the plan, then

@@ -297,6 +297,54 @@ TEST_F(TurnBookTest, TruncateKeepsTheLastTokensAndWhatIsLeftOfTheAnswer) {
   EXPECT_EQ(book_->GetTurn(get)->history_ids_size(), 0);
 }
 
+TEST_F(TurnBookTest, AForkGoesOnFromTheHistoryAndTheOriginalStays) {
+  ASSERT_TRUE(CreateSession("s").ok());
+  ASSERT_TRUE(Begin("a").ok());
+  v1::ForkSessionRequest fork;
+  fork.set_id("s");
+  fork.set_new_id("f");
+  EXPECT_EQ(book_->Fork(fork).status().code(), StatusCode::kAborted);  // a turn is open
+  ASSERT_TRUE(End("a", {1, 2, 3, 4}, 2).ok());
+  const uint64_t version = Session().version();
+  fork.set_expected_version(version + 1);
+  EXPECT_EQ(book_->Fork(fork).status().code(), StatusCode::kAborted);
+  fork.set_expected_version(version);
+  clock_.ms += 5;
+  const auto forked = book_->Fork(fork);
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  EXPECT_EQ(forked->id(), "f");
+  EXPECT_EQ(forked->version(), 1u);
+  EXPECT_EQ(forked->history_tokens(), 4);
+  EXPECT_EQ(forked->turns(), 1u);
+  EXPECT_EQ(forked->model_fingerprint(), "m");
+  EXPECT_EQ(forked->created_unix_ms(), Session().created_unix_ms() + 5);
+  EXPECT_EQ(book_->Fork(fork).status().code(), StatusCode::kAlreadyExists);
+  fork.clear_new_id();
+  EXPECT_NE(book_->Fork(fork)->id(), "f");  // drawn
+  // Each goes its way.
+  ASSERT_TRUE(Begin("b").ok());
+  ASSERT_TRUE(End("b", {5}, 1).ok());
+  v1::GetSessionRequest get;
+  get.set_id("f");
+  get.set_include_history(true);
+  EXPECT_EQ(Ids(book_->Get(get)->history_ids()), (std::vector<int32_t>{1, 2, 3, 4}));
+  EXPECT_EQ(Ids(Session().history_ids()), (std::vector<int32_t>{1, 2, 3, 4, 5}));
+}
+
+TEST_F(TurnBookTest, AForkOfNobodyIsNotFoundAndBadIdsAreNamed) {
+  v1::ForkSessionRequest fork;
+  fork.set_id("s");
+  EXPECT_EQ(book_->Fork(fork).status().code(), StatusCode::kNotFound);
+  ASSERT_TRUE(CreateSession("s").ok());
+  fork.set_new_id("../f");
+  EXPECT_EQ(DetailsOf(book_->Fork(fork).status()).field, "new_id");
+  fork.set_id("");
+  EXPECT_EQ(DetailsOf(book_->Fork(fork).status()).field, "id");
+  fork.set_id("s");
+  fork.set_new_id("s");
+  EXPECT_EQ(book_->Fork(fork).status().code(), StatusCode::kAlreadyExists);
+}
+
 TEST_F(TurnBookTest, TheCacheOfASessionIsToldToItsTurns) {
   v1::CreateSessionRequest request;
   request.set_id("s");

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <limits>
 #include <string>
 #include <thread>
 #include <utility>
@@ -94,6 +95,17 @@ TEST_F(ModelDirectoryTest, AnAnswerThatCameLateDoesNotMakeItsNewsYounger) {
   clock_.Advance(std::chrono::milliseconds(900));
   Learn(Info("new", true, 100));
   directory_.Learn(Info("dead", true, 0), asked_at);  // alive when it was asked about
+  EXPECT_EQ(Ids(), std::vector<std::string>{"new"});
+}
+
+TEST_F(ModelDirectoryTest, AnAgeThatNoClockCanHoldIsOldAndNotYoung) {
+  v1::WorkerInfo absurd = Info("absurd", true, std::numeric_limits<int64_t>::max());
+  absurd.set_load_age_ms(std::numeric_limits<int64_t>::max());
+  Learn(absurd);
+  EXPECT_LT(directory_.WorkersOf("m")[0].load_at, clock_.Now());
+  Learn(Info("new", true, 100));
+  EXPECT_EQ(Ids(), std::vector<std::string>{"new"});
+  Learn(absurd);
   EXPECT_EQ(Ids(), std::vector<std::string>{"new"});
 }
 

@@ -130,6 +130,16 @@ TEST(ValidateTest, StopAndOtherFieldsAtTheLimitAndOneOver) {
       {[](R& r) { r.priority = 101; }, "priority"},
       {[](R& r) { r.priority = -100; }, ""},
       {[](R& r) { r.priority = -101; }, "priority"},
+      {[](R& r) { r.samples = 0; }, "samples"},
+      {[](R& r) { r.samples = kMaxSamples; }, ""},
+      {[](R& r) { r.samples = kMaxSamples + 1; }, "samples"},
+      {[](R& r) { r.session = SessionId("s"), r.samples = 1; }, ""},
+      {[](R& r) { r.session = SessionId("s"), r.samples = 2; }, "samples"},
+      {[](R& r) { r.id = RequestId(std::string(61, 'a')), r.samples = 2; }, ""},
+      {[](R& r) { r.id = RequestId(std::string(62, 'a')), r.samples = 2; }, "request_id"},
+      {[](R& r) { r.sampling.sample_index = kMaxSampleIndex; }, ""},
+      {[](R& r) { r.sampling.sample_index = kMaxSampleIndex + 1; }, "sampling.sample_index"},
+      {[](R& r) { r.sampling.sample_index = -1; }, "sampling.sample_index"},
       {[](R& r) { r.cache.allocation = 3; }, ""},
       {[](R& r) { r.cache.allocation = 4; }, "cache.allocation"},
       {[](R& r) { r.cache.allocation = -1; }, "cache.allocation"},
@@ -229,10 +239,10 @@ TEST(ValidateTest, WhatTheModelLimits) {
 }
 
 TEST(ValidateTest, SessionsAtTheLimitAndOneOver) {
-  EXPECT_TRUE(ValidateNewSessionId(std::string(kMaxIdBytes, 'a')).ok());
-  EXPECT_FALSE(ValidateNewSessionId(std::string(kMaxIdBytes + 1, 'a')).ok());
-  EXPECT_FALSE(ValidateNewSessionId("").ok());
-  EXPECT_FALSE(ValidateNewSessionId("implicit-mine").ok());
+  EXPECT_TRUE(ValidateNewSessionId("id", std::string(kMaxIdBytes, 'a')).ok());
+  EXPECT_FALSE(ValidateNewSessionId("id", std::string(kMaxIdBytes + 1, 'a')).ok());
+  EXPECT_FALSE(ValidateNewSessionId("id", "").ok());
+  EXPECT_FALSE(ValidateNewSessionId("id", "implicit-mine").ok());
   EXPECT_TRUE(ValidateSessionTtl(std::nullopt).ok());
   EXPECT_TRUE(ValidateSessionTtl(1).ok());
   EXPECT_FALSE(ValidateSessionTtl(0).ok());

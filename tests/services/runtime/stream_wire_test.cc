@@ -89,8 +89,13 @@ TEST(StreamWireTest, ManagerMessagesSurviveTheWire) {
   const cm::EvictCommand by_session{
       .request = RequestId("r"), .session = SessionId("s"), .release = true};
   const cm::EvictCommand by_count{.request = RequestId("r"), .pool = 2, .blocks = 9};
+  const cm::ForkCommand fork{.incarnation = Incarnation(1),
+                             .request = RequestId("r"),
+                             .session = SessionId("s"),
+                             .new_session = SessionId("t")};
   for (const cm::ManagerMessage& message :
-       {cm::ManagerMessage(cm::Welcome{.heartbeat_interval_ms = 5, .intent_version = 6}),
+       {cm::ManagerMessage(fork),
+        cm::ManagerMessage(cm::Welcome{.heartbeat_interval_ms = 5, .intent_version = 6}),
         cm::ManagerMessage(cm::ResyncRequest{.resync_id = 7}),
         cm::ManagerMessage(cm::DigestRequest()), cm::ManagerMessage(by_keys),
         cm::ManagerMessage(by_session), cm::ManagerMessage(by_count)}) {

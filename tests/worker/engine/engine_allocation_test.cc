@@ -44,14 +44,16 @@ class EngineAllocationTest : public ::testing::TestWithParam<const char*> {
  protected:
   // Three requests, past their prefill and so far in decode that every reused buffer has had its
   // full size.
-  void Begin(const SamplingRow& row, bool in_sessions) {
+  void Begin(const SamplingRow& row, bool in_sessions, int32_t drafts = 0) {
     CpuBackendOptions options = kvist::testing::TinyOptions();
     options.threads = 2;
     options.kernels = "auto";
-    core_ = std::make_unique<EngineCore>(
-        EngineOptions{}, kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
+    core_ =
+        std::make_unique<EngineCore>(EngineOptions{.speculative_tokens = drafts},
+                                     kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
     sink_ = std::make_shared<CountingSink>();
-    for (int i = 0; i < kRequests; ++i) {
+    const int requests = drafts == 0 ? kRequests : 1;
+    for (int i = 0; i < requests; ++i) {
       GenerateRequest request = RequestOf(Numbered("r", i), Ids(5 + 13 * i, i), 120);
       if (in_sessions) request.session = SessionId(Numbered("s", i));
       request.sampling = row.options;
@@ -88,6 +90,22 @@ TEST_P(EngineAllocationTest, AStepOfDecodeTakesNoMemory) {
     EXPECT_EQ(sink_->count() - before, kRequests * kSteps);
     EXPECT_FALSE(core_->idle());
   }
+}
+
+TEST_P(EngineAllocationTest, AStepWithDraftsTakesNoMemory) {
+  uint64_t accepted = 0;
+  for (const SamplingRow& row : kSampling) {
+    Begin(row, /*in_sessions=*/false, kMaxSpeculativeTokens);
+    const uint64_t before = core_->stats().speculation.draft_tokens;
+    // It may be through sooner than without.
+    for (int i = 0; sink_->count() < 100; ++i) {
+      EXPECT_EQ(AllocationsOfAStep(), 0) << row.name << ", step " << i;
+    }
+    EXPECT_FALSE(core_->idle());
+    EXPECT_GT(core_->stats().speculation.draft_tokens, before) << row.name;
+    accepted += core_->stats().speculation.accepted_tokens;
+  }
+  EXPECT_GT(accepted, 0u);
 }
 
 // What is told of a session owns its keys: that is all, and only where a block was filled.

@@ -1,6 +1,6 @@
 // Random mixed loads against lone answers by definition: pools far too small, shared prefixes,
-// windows, formats, kinds, priorities, sessions, cancels and deadlines; invariants after each step,
-// and a mirror fed with the events.
+// windows, formats, kinds, priorities, sessions, samples of one prompt, drafts, cancels and
+// deadlines; invariants after each step, and a mirror fed with the events.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -135,6 +135,7 @@ struct LoadOptions {
   double cancel_share = 0.0;  // of all requests; half of them by deadline
   int64_t check_every = 1;    // steps
   bool disk = false;          // two thirds of the requests go to one, which fails at times
+  bool drafts = false;        // few sequences at once, of text that repeats
 };
 
 struct Running {
@@ -154,6 +155,11 @@ class Load {
     backend_.num_blocks = static_cast<int32_t>(longest / backend_.block_tokens + 1 + Below(12));
     engine_.max_running_sequences = static_cast<int32_t>(1 + Below(12));
     engine_.max_step_tokens = engine_.max_running_sequences + static_cast<int64_t>(Below(100));
+    if (options.drafts) {
+      engine_.max_running_sequences = static_cast<int32_t>(1 + Below(3));
+      engine_.speculative_tokens = static_cast<int32_t>(1 + Below(kMaxSpeculativeTokens));
+      backend_.repeat_tokens = 3 + static_cast<int64_t>(Below(6));
+    }
     control_->on_run = [this](const Batch& batch) {
       EXPECT_LE(batch.TotalTokens(), engine_.max_step_tokens);
       EXPECT_LE(batch.slices.size(), static_cast<size_t>(engine_.max_running_sequences));
@@ -175,9 +181,13 @@ class Load {
 
   void Run() {
     int added = 0;
-    for (int64_t step = 0; added < options_.requests || !core_->idle(); ++step) {
+    for (int64_t step = 0; added < options_.requests || !late_.empty() || !core_->idle(); ++step) {
       ASSERT_LT(step, 1000000);
       while (added < options_.requests && (core_->idle() || Below(3) == 0)) AddRequest(added++);
+      while (!late_.empty() && (core_->idle() || Below(4) == 0)) {
+        Submit(late_.back());
+        late_.pop_back();
+      }
       if (Below(100) < 100 * options_.cancel_share) CancelSome();
       clock_.Advance(std::chrono::milliseconds(1));
       if (options_.disk) BreakTheDisk();
@@ -260,10 +270,34 @@ class Load {
       prepared = PrepareRequest(core_->limits(), &request);
     }
     ASSERT_TRUE(prepared.ok()) << prepared;
+    Submit(request);
+    if (Below(3) == 0) AddSiblings(request);
+  }
+
+  void Submit(const GenerateRequest& request) {
     ++by_allocation_[static_cast<size_t>(request.cache.allocation)];
     auto sink = std::make_shared<RecordingSink>();
     all_.push_back({request, sink});
     core_->Add(request, sink, clock_.Now());
+  }
+
+  // Further samples, at once or some steps later.
+  void AddSiblings(const GenerateRequest& first) {
+    const int count = 1 + static_cast<int>(Below(4));
+    for (int i = 1; i <= count; ++i) {
+      GenerateRequest sibling = first;
+      sibling.id = RequestId(Numbered(first.id.value() + ".", i));
+      sibling.fork_of = first.id;
+      sibling.sampling.sample_index = static_cast<uint32_t>(i);
+      if (!first.session.empty() && Below(2) == 0) {
+        sibling.session = SessionId(Numbered(first.session.value() + ".", i));
+      }
+      if (Below(3) == 0) {
+        late_.push_back(std::move(sibling));
+      } else {
+        Submit(sibling);
+      }
+    }
   }
 
   void CancelSome() {
@@ -312,12 +346,13 @@ class Load {
   std::unique_ptr<EngineCore> core_;
   std::vector<std::vector<int32_t>> stems_;
   std::vector<Running> all_;
+  std::vector<GenerateRequest> late_;  // samples to come
   std::array<uint64_t, kNumAllocations> by_allocation_{};
   NaiveMirror mirror_;
 };
 
 TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
-  uint64_t preemptions = 0, hits = 0, promised = 0;
+  uint64_t preemptions = 0, hits = 0, promised = 0, forks = 0, copies = 0;
   for (uint64_t seed = 1; seed <= Seeds(50); ++seed) {
     // Short prompts with long answers outgrow the pools most often.
     const bool grows = seed % 2 == 0;
@@ -325,6 +360,8 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
     load.Run();
     if (testing::Test::HasFatalFailure()) return;
     preemptions += load.stats().preemptions;
+    forks += load.stats().forks;
+    copies += load.stats().copied_blocks;
     hits += load.stats().prefix_tokens_hit;
     promised += load.stats().requests[static_cast<size_t>(Allocation::kStatic)];
   }
@@ -332,6 +369,29 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
   EXPECT_GT(promised, 100u);
+  EXPECT_GT(forks, 500u);
+  EXPECT_GT(copies, 500u);
+}
+
+TEST(EngineLoadTest, LoadsWithDraftsGiveLoneAnswers) {
+  uint64_t preemptions = 0, accepted = 0, rejected = 0;
+  for (uint64_t seed = 301; seed <= 300 + Seeds(40); ++seed) {
+    const bool grows = seed % 2 == 0;
+    Load load({.seed = seed,
+               .requests = 80,
+               .longest_prompt = grows ? 40 : 120,
+               .most_new = grows ? 160 : 60,
+               .cancel_share = seed % 4 == 0 ? 0.2 : 0.0,
+               .drafts = true});
+    load.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    preemptions += load.stats().preemptions;
+    accepted += load.stats().speculation.accepted_tokens;
+    rejected += load.stats().speculation.draft_tokens - load.stats().speculation.accepted_tokens;
+  }
+  EXPECT_GT(preemptions, 50u);
+  EXPECT_GT(accepted, 5000u);
+  EXPECT_GT(rejected, 5000u);
 }
 
 TEST(EngineLoadTest, LoadsWithADiskThatFailsAtTimesGiveLoneAnswers) {

@@ -29,6 +29,7 @@ struct Arrangement {
   std::string kernels = "auto";
   int64_t max_step_tokens = 256;
   int32_t max_running_sequences = 8;
+  int32_t speculative_tokens = 0;
   bool disk = false;  // over the fixture's folder
 };
 
@@ -78,7 +79,8 @@ class EngineSamenessTest : public ::testing::TestWithParam<Case> {
     options.max_batch_tokens = arrangement.max_step_tokens;
     auto backend = kvist::testing::OpenTinyModel(GetParam().model, options);
     EngineOptions engine{.max_running_sequences = arrangement.max_running_sequences,
-                         .max_step_tokens = arrangement.max_step_tokens};
+                         .max_step_tokens = arrangement.max_step_tokens,
+                         .speculative_tokens = arrangement.speculative_tokens};
     disk_.reset();
     if (arrangement.disk) {
       auto disk = OpenDiskStore({.directory = folder_.path(), .bytes = 32 << 20, .clock = &clock_},
@@ -227,6 +229,32 @@ TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
   }
 }
 
+// Prompts that repeat, so that there is something to draft; two run at once and some alone.
+TEST_P(EngineSamenessTest, DraftsChangeNothing) {
+  SpeculationStats drafted;
+  for (const int32_t most : {3, 7}) {
+    auto core = MakeCore({.threads = 2, .max_running_sequences = 2, .speculative_tokens = most});
+    std::vector<GenerateRequest> requests = MixedRequests();
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (GenerateRequest& request : requests) {
+      const std::vector<int32_t> once = request.prompt_ids;
+      for (int i = 0; i < 2; ++i) {
+        request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
+      }
+      request.stop.max_new_tokens = 50;
+      sinks.push_back(Add(*core, request));
+    }
+    RunToEnd(*core);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
+    }
+    drafted.draft_tokens += core->stats().speculation.draft_tokens;
+    drafted.accepted_tokens += core->stats().speculation.accepted_tokens;
+  }
+  EXPECT_GT(drafted.accepted_tokens, 0u);
+  EXPECT_GT(drafted.draft_tokens, drafted.accepted_tokens);
+}
+
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
   std::vector<GenerateRequest> requests = Requests();
   requests[0].cache.allocation = Allocation::kStatic;
@@ -293,6 +321,40 @@ TEST_P(EngineSamenessTest, SwappedRequestsGiveTheSame) {
   }
   EXPECT_GT(core->stats().preemptions, 0u);
   EXPECT_GT(core->stats().offload.restored_blocks, 0u);
+}
+
+TEST_P(EngineSamenessTest, SamplesOfOnePromptAreTheSameAsAlone) {
+  for (const int64_t prompt : {33, 48, 94}) {
+    std::vector<GenerateRequest> samples;
+    for (int i = 0; i < 4; ++i) {
+      GenerateRequest request = RequestOf("a", Ids(prompt, 1), 20);
+      request.sampling = {.temperature = 0.9f,
+                          .top_p = 0.95f,
+                          .seed = 5,
+                          .sample_index = static_cast<uint32_t>(i),
+                          .logprobs = 20};
+      if (i > 0) {
+        request.id = RequestId(Numbered("a.", i));
+        request.fork_of = RequestId("a");
+      }
+      samples.push_back(std::move(request));
+    }
+    std::vector<Answer> alone;
+    for (const GenerateRequest& request : samples) alone.push_back(RunCold({}, request));
+    EXPECT_NE(alone[0].ids, alone[1].ids);
+    // Comfortably, and in pools that only some of them fit into.
+    for (const int32_t blocks : {200, 12}) {
+      auto core = MakeCore({.blocks_per_pool = blocks, .threads = 2, .max_step_tokens = 40});
+      std::vector<std::shared_ptr<RecordingSink>> sinks;
+      for (const GenerateRequest& request : samples) sinks.push_back(Add(*core, request));
+      RunToEnd(*core);
+      EXPECT_EQ(core->stats().forks, 3u);
+      for (size_t i = 0; i < samples.size(); ++i) {
+        EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(alone[i]))
+            << i << " of " << prompt << " tokens, " << blocks << " blocks";
+      }
+    }
+  }
 }
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {

@@ -1,0 +1,87 @@
+#include "worker/engine/speculation.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "common/base/check.h"
+#include "common/base/int_math.h"
+#include "worker/engine/live_request.h"
+
+namespace kvist::worker {
+
+Speculation::Speculation(const SpeculationOptions& options) : options_(options) {
+  KVIST_CHECK(options.most_drafts >= 0 && options.most_drafts <= kMaxSpeculativeTokens);
+}
+
+void Speculation::Begin(LiveRequest& live) const {
+  if (options_.most_drafts == 0 || !live.caches() || live.drafter != nullptr) return;
+  live.drafter = std::make_unique<Drafter>(live.tokens.capacity());
+  // The prompt is entered here, not in the first step of decode.
+  live.drafter->lookup.Find(live.tokens);
+}
+
+void Speculation::AddDrafts(Plan* plan) {
+  step_ = {.sequences = 0};
+  const int64_t sequences = static_cast<int64_t>(plan->chunks.size());
+  if (options_.most_drafts == 0 || sequences == 0 || sequences > kMaxDraftingSequences) return;
+  uint64_t id = 0;
+  for (const ScheduledChunk& chunk : plan->chunks) {
+    if (chunk.sequence->state != SequenceState::kDecode) return;
+    id += Mix64(chunk.sequence->arrival);
+  }
+  step_ = {.sequences = sequences};
+  sequences_id_ = id;
+  if (costs_.PlainIsDue(sequences, id)) return;
+  double expected = static_cast<double>(sequences);
+  for (ScheduledChunk& chunk : plan->chunks) {
+    const int64_t most =
+        std::min({options_.most_drafts, options_.max_step_tokens - plan->total_tokens,
+                  options_.max_logit_rows - plan->total_tokens});
+    const int64_t drafts = Draft(static_cast<LiveRequest&>(*chunk.sequence), most, &expected);
+    chunk.drafts = drafts;
+    chunk.tokens += drafts;
+    chunk.sequence->planned_tokens += drafts;
+    plan->total_tokens += drafts;
+    step_.drafts += drafts;
+  }
+}
+
+int64_t Speculation::Draft(LiveRequest& live, int64_t most, double* expected) {
+  // The last token of all is chosen without storing its own KV.
+  most = std::min(most, MostStoredTokens(live.request) - live.known_tokens);
+  if (live.drafter == nullptr || most <= 0) return 0;
+  Drafter& drafter = *live.drafter;
+  const auto match = drafter.lookup.Find(live.tokens);
+  if (!match.has_value()) return 0;
+  const DraftChoice choice =
+      ChooseDrafts(costs_, step_, *expected, drafter.acceptance.Chance(match->length), most);
+  int64_t drafts = choice.drafts;
+  if (drafts == 0 && drafter.acceptance.TrialIsDue(match->length)) drafts = 1;
+  if (drafts == 0) return 0;
+  drafts =
+      std::min(drafts, live.blocks.GrowForDrafts(live.known_tokens + drafts) - live.known_tokens);
+  if (drafts == 0) return 0;
+  *expected = choice.expected;
+  drafter.match_length = match->length;
+  // Behind the last token it goes on with the drafts themselves: a text that repeats.
+  for (int64_t i = 0; i < drafts; ++i) {
+    live.tokens.push_back(live.tokens[match->place + static_cast<size_t>(i)]);
+  }
+  live.draft_tokens += drafts;
+  ++stats_.drafts;
+  stats_.draft_tokens += static_cast<uint64_t>(drafts);
+  return drafts;
+}
+
+void Speculation::NoteAccepted(const ScheduledChunk& chunk, int64_t accepted) {
+  LiveRequest& live = static_cast<LiveRequest&>(*chunk.sequence);
+  live.accepted_tokens += accepted;
+  stats_.accepted_tokens += static_cast<uint64_t>(accepted);
+  live.drafter->acceptance.Note(live.drafter->match_length, chunk.drafts, accepted);
+}
+
+void Speculation::NoteStep(double seconds) {
+  if (step_.sequences > 0) costs_.Note(step_, sequences_id_, seconds);
+}
+
+}  // namespace kvist::worker
