@@ -27,6 +27,12 @@ class FakeLedger final : public BlockLedger {
   explicit FakeLedger(int64_t blocks) : free(blocks) {}
 
   bool Admit(Sequence& sequence, int64_t spare_blocks) override {
+    EXPECT_FALSE(sequence.restoring);
+    if (&sequence == to_restore) {
+      to_restore = nullptr;
+      sequence.restoring = true;
+      return false;
+    }
     if (sequence.preemptible) return sequence.known_tokens + spare_blocks <= free;
     const int64_t all = static_cast<Job&>(sequence).AllTokens() - 1;
     if (all + spare_blocks > free) return false;
@@ -58,6 +64,7 @@ class FakeLedger final : public BlockLedger {
   }
 
   int64_t free;
+  Sequence* to_restore = nullptr;  // its next admission waits for blocks
   std::map<Sequence*, int64_t> held;
   std::map<Sequence*, int> preempted;
 };
@@ -124,6 +131,23 @@ class SchedulerTest : public testing::Test {
   int64_t free_when_planned = 0;
   int64_t steps = 0;
 };
+
+TEST_F(SchedulerTest, WhoWaitsForItsOwnBlocksHoldsNobodyUp) {
+  Make(100, 4, 64);
+  Job* first = Add(20, 3);
+  Job* second = Add(20, 3);
+  ledger->to_restore = first;
+  EXPECT_TRUE(Step());
+  EXPECT_EQ(first->state, SequenceState::kWaiting);
+  EXPECT_EQ(second->state, SequenceState::kDecode);
+  EXPECT_TRUE(Step());
+  EXPECT_EQ(first->state, SequenceState::kWaiting);
+  first->restoring = false;
+  EXPECT_TRUE(Step());
+  EXPECT_EQ(first->state, SequenceState::kDecode);
+  // It kept its place: before the second.
+  EXPECT_EQ(scheduler->running().front(), first);
+}
 
 TEST_F(SchedulerTest, DecodesComeFirstAndPrefillTakesTheRest) {
   Make(1000, 8, 16);
