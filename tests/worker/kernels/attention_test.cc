@@ -4,6 +4,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/worker/kernels/attention_case.h"
+#include "tests/worker/kernels/tested_kernels.h"
 #include "worker/kernels/kernel_table.h"
 
 namespace kvist::worker {
@@ -18,7 +19,7 @@ std::string TableName(const testing::TestParamInfo<const KernelTable*>& info) {
   return std::string(info.param->name);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tables, AttentionTest, testing::ValuesIn(AvailableKernels()), TableName);
+INSTANTIATE_TEST_SUITE_P(Tables, AttentionTest, testing::ValuesIn(TestedKernels()), TableName);
 
 std::vector<AttentionShape> Shapes() {
   return {
