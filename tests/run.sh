@@ -13,8 +13,9 @@ tests/run.sh: installs packages, fetches the models, builds, and runs the tests
                     UndefinedBehaviorSanitizer, and the tests labelled tsan under ThreadSanitizer.
                     At most 25 minutes on two cores from nothing.
   --quick           only the Release build, without the tests that need model files
-  --long            random tests try ten times as many seeds, the scalar kernels get all prompts,
-                    and clang 14 builds everything once more, services and fuzzers included, under
+  --long            the soak takes 20 minutes instead of 2, random tests try ten times as many
+                    seeds, the scalar kernels get all prompts, and clang 14 builds everything once
+                    more, services and fuzzers included, under
                     AddressSanitizer and UndefinedBehaviorSanitizer; takes hours
   --sanitize KIND   only the build with this sanitizer: address or thread
   --build-dir DIR   where the folders release, asan and tsan are made (default: build)
