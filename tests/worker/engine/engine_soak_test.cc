@@ -24,9 +24,11 @@
 #include "tests/support/recording_sink.h"
 #include "tests/support/resident_memory.h"
 #include "tests/support/simulated_clock.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_model.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/engine_core.h"
+#include "worker/engine/offload.h"
 
 namespace kvist::worker {
 namespace {
@@ -194,12 +196,18 @@ struct Client {
 class Soak {
  public:
   Soak() : drawn_(RunDimensions().size()), conversations_(kConversations), clients_(kClients) {
+    auto backend = OpenBackend(kBlocksPerPool);
+    auto disk = OpenDiskStore({.directory = folder_.path(), .bytes = kDiskBytes, .clock = &clock_},
+                              *backend);
+    EXPECT_TRUE(disk.ok()) << disk.status();
     EngineOptions options{.max_queue = 12,
                           .max_running_sequences = 16,
                           .max_step_tokens = 40,
                           .max_sessions = 24,
+                          .speculative_tokens = kMaxSpeculativeTokens,
+                          .disk = *std::move(disk),
                           .on_step = [this] { AfterStep(); }};
-    engine_ = std::make_unique<Engine>(options, OpenBackend(kBlocksPerPool), &clock_);
+    engine_ = std::make_unique<Engine>(options, std::move(backend), &clock_);
     engine_->Start();
     engine_->RunBetweenSteps([this](EngineState& state) { mirror_.Start(state); });
   }
@@ -230,6 +238,8 @@ class Soak {
  private:
   // The longest conversation fits alone, and little more.
   static constexpr int32_t kBlocksPerPool = kLongestConversation / 16 + 3;
+  // Room for some conversations and not for all.
+  static constexpr int64_t kDiskBytes = 4 << 20;
 
   uint64_t Below(uint64_t n) { return random_() % n; }
 
@@ -242,8 +252,8 @@ class Soak {
   }
 
   static void CheckInvariants(const EngineState& state) {
-    for (const auto& pool : state.pools) {
-      const absl::Status status = pool->CheckInvariants();
+    for (size_t i = 0; i < state.pools.size(); ++i) {
+      const absl::Status status = state.pools[i]->CheckInvariants(state.tiers[i]->placement());
       EXPECT_TRUE(status.ok()) << status;
     }
     const absl::Status status = state.sessions.CheckInvariants();
@@ -266,8 +276,23 @@ class Soak {
     client.request = client.conversation->turns[client.turn].request;
     client.request.id = RequestId(Numbered("r", ++requests_));
     std::mt19937_64 same_in_all_turns(client.kind);
-    DrawDimensions(RunDimensions(), lone_.space(), same_in_all_turns, &client.request, drawn_);
+    RequestSpace space = lone_.space();
+    space.disk = true;
+    DrawDimensions(RunDimensions(), space, same_in_all_turns, &client.request, drawn_);
+    if (Below(2) == 0) ForkAnother(client);
     Submit(c);
+  }
+
+  // Makes the request one more sample of a request that another client has under way, if there is
+  // one. It has the same index, so the answer is the same.
+  void ForkAnother(Client& client) {
+    const auto other = std::find_if(clients_.begin(), clients_.end(), [&](const Client& o) {
+      return &o != &client && o.conversation == client.conversation && o.turn == client.turn;
+    });
+    if (other == clients_.end()) return;
+    client.request.fork_of = other->request.id;
+    client.request.tenant_salt = other->request.tenant_salt;
+    client.request.cache = other->request.cache;
   }
 
   void Submit(size_t c) {
@@ -346,6 +371,10 @@ class Soak {
     for (const uint64_t requests : stats.requests) EXPECT_GT(requests, 0u);
     EXPECT_GT(stats.preemptions, 0u);
     EXPECT_GT(stats.prefix_tokens_hit, 0u);
+    EXPECT_GT(stats.forks, 0u);
+    EXPECT_GT(stats.speculation.accepted_tokens, 0u);
+    EXPECT_GT(stats.speculation.draft_tokens, stats.speculation.accepted_tokens);
+    EXPECT_GT(stats.offload.restored_blocks, 0u);
     EXPECT_GT(refusals_, 0u);
     for (size_t i = 0; i < drawn_.size(); ++i) EXPECT_GT(drawn_[i], 0u) << RunDimensions()[i].name;
     for (size_t i = 0; i < lone_.drawn().size(); ++i) {
@@ -353,6 +382,8 @@ class Soak {
     }
     std::cout << requests_ << " requests, " << tokens_ << " tokens, " << stats.preemptions
               << " preemptions, " << stats.prefix_tokens_hit << " prompt tokens found, "
+              << stats.forks << " forks, " << stats.speculation.accepted_tokens
+              << " accepted drafts, " << stats.offload.restored_blocks << " blocks from disk, "
               << refusals_ << " refusals\n";
   }
 
@@ -375,6 +406,7 @@ class Soak {
   };
 
   const SystemClock clock_;
+  TempFolder folder_;
   std::mt19937_64 random_{20};
   LoneEngine lone_;
   std::vector<uint64_t> drawn_;
