@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "cache_manager/event_log.h"
 #include "common/base/mutex.h"
 #include "gtest/gtest.h"
 #include "tests/support/hash_reference.h"
@@ -124,6 +125,8 @@ class LoneEngine {
     core_.Add(std::move(request), sink, clock_.Now());
     while (core_.Step()) {
     }
+    cache_manager::EventLog& events = core_.state().events;
+    while (events.waiting() > 0) events.TakeBatch();  // nobody listens
     EXPECT_TRUE(sink->finished.has_value() && sink->finished->status.ok());
     EXPECT_EQ(sink->finished->cached_tokens, 0);
     return std::move(sink->outputs);
