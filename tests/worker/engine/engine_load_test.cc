@@ -53,7 +53,8 @@ class Load {
     engine_.max_running_sequences = static_cast<int32_t>(1 + Below(12));
     engine_.max_step_tokens = engine_.max_running_sequences + static_cast<int64_t>(Below(100));
     if (options.drafts) {
-      engine_.max_running_sequences = static_cast<int32_t>(1 + Below(3));
+      engine_.max_running_sequences = static_cast<int32_t>(2 + Below(2));
+      backend_.num_blocks = static_cast<int32_t>(longest / backend_.block_tokens + 1 + Below(3));
       engine_.speculative_tokens = static_cast<int32_t>(1 + Below(kMaxSpeculativeTokens));
       backend_.repeat_tokens = 3 + static_cast<int64_t>(Below(6));
     }
@@ -263,7 +264,7 @@ TEST(EngineLoadTest, LoadsWithDraftsGiveLoneAnswers) {
     accepted += load.stats().speculation.accepted_tokens;
     rejected += load.stats().speculation.draft_tokens - load.stats().speculation.accepted_tokens;
   }
-  EXPECT_GT(preemptions, 50u);
+  EXPECT_GT(preemptions, 20u);
   EXPECT_GT(accepted, 5000u);
   EXPECT_GT(rejected, 5000u);
 }

@@ -229,7 +229,7 @@ TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
   }
 }
 
-// Prompts that repeat, so that there is something to draft; two run at once and some alone.
+// Two run at once, and some alone.
 TEST_P(EngineSamenessTest, DraftsChangeNothing) {
   SpeculationStats drafted;
   for (const int32_t most : {3, 7}) {
@@ -238,10 +238,13 @@ TEST_P(EngineSamenessTest, DraftsChangeNothing) {
     std::vector<std::shared_ptr<RecordingSink>> sinks;
     for (GenerateRequest& request : requests) {
       const std::vector<int32_t> once = request.prompt_ids;
-      for (int i = 0; i < 2; ++i) {
-        request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
-      }
-      request.stop.max_new_tokens = 50;
+      request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
+      request.stop.max_new_tokens = 60;
+      // Tokens that came are likely to come again: drafts are right and wrong in turn.
+      request.sampling.temperature = 1.0f;
+      request.sampling.presence_penalty = -2.0f;
+      request.sampling.frequency_penalty = -0.1f;
+      request.sampling.seed = 7;
       sinks.push_back(Add(*core, request));
     }
     RunToEnd(*core);
