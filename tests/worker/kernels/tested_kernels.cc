@@ -19,4 +19,8 @@ std::vector<const KernelTable*> TestedKernels() {
   return tables;
 }
 
+bool IsEmulated(const KernelTable& table) {
+  return table.product == kEmulatedAvx512VnniKernels.product;
+}
+
 }  // namespace kvist::worker

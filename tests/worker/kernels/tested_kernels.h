@@ -11,6 +11,8 @@ namespace kvist::worker {
 // AvailableKernels and, on CPUs with AVX2, "avx512vnni_emulated": the AVX-512 table's source
 // compiled for AVX2. The scalar table is the first.
 std::vector<const KernelTable*> TestedKernels();
+// Emulated tables are some ten times slower: long tests may try fewer cases with them.
+bool IsEmulated(const KernelTable& table);
 
 }  // namespace kvist::worker
 
