@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cache_manager/event_log.h"
+#include "cache_manager/tier_index.h"
 #include "cache_manager/worker_mirror.h"
 #include "gtest/gtest.h"
 #include "tests/support/hash_reference.h"

@@ -64,10 +64,10 @@ constexpr Dimension kRunDimensions[] = {
      [](Random&, const RequestSpace&, GenerateRequest* r) {
        r->cache.allocation = Allocation::kStatic;
      }},
-    {"offload", 2,
-     [](Random&, const RequestSpace& space, GenerateRequest* r) {
+    {"offload", 1,
+     [](Random& random, const RequestSpace& space, GenerateRequest* r) {
        if (!space.disk || r->cache.allocation == Allocation::kNone) return;
-       r->cache.offload = OffloadTier::kDisk;
+       if (random() % 3 != 0) r->cache.offload = OffloadTier::kDisk;
      }},
     {"priority", 4,
      [](Random& random, const RequestSpace&, GenerateRequest* r) {

@@ -207,8 +207,8 @@ class Soak {
                           .max_running_sequences = 16,
                           .max_step_tokens = 40,
                           .max_sessions = 24,
-                          .speculative_tokens = kMaxSpeculativeTokens,
                           .disk = *std::move(disk),
+                          .speculative_tokens = kMaxSpeculativeTokens,
                           .on_step = [this] { AfterStep(); }};
     engine_ = std::make_unique<Engine>(options, std::move(backend), &clock_);
     engine_->Start();
