@@ -231,7 +231,7 @@ TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
 
 // Two run at once, and some alone.
 TEST_P(EngineSamenessTest, DraftsChangeNothing) {
-  SpeculationStats drafted;
+  uint64_t drafted = 0;
   for (const int32_t most : {3, 7}) {
     auto core = MakeCore({.threads = 2, .max_running_sequences = 2, .speculative_tokens = most});
     std::vector<GenerateRequest> requests = MixedRequests();
@@ -240,7 +240,8 @@ TEST_P(EngineSamenessTest, DraftsChangeNothing) {
       const std::vector<int32_t> once = request.prompt_ids;
       request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
       request.stop.max_new_tokens = 60;
-      // Tokens that came are likely to come again: drafts are right and wrong in turn.
+      // Tokens that came are likely to come again, so that there are drafts: in one model they are
+      // right, in another wrong, in a third both in turn.
       request.sampling.temperature = 1.0f;
       request.sampling.presence_penalty = -2.0f;
       request.sampling.frequency_penalty = -0.1f;
@@ -251,11 +252,9 @@ TEST_P(EngineSamenessTest, DraftsChangeNothing) {
     for (size_t i = 0; i < requests.size(); ++i) {
       EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
     }
-    drafted.draft_tokens += core->stats().speculation.draft_tokens;
-    drafted.accepted_tokens += core->stats().speculation.accepted_tokens;
+    drafted += core->stats().speculation.draft_tokens;
   }
-  EXPECT_GT(drafted.accepted_tokens, 0u);
-  EXPECT_GT(drafted.draft_tokens, drafted.accepted_tokens);
+  EXPECT_GT(drafted, 0u);
 }
 
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
