@@ -39,7 +39,11 @@ constexpr Dimension kAnswerDimensions[] = {
      }},
     {"stop ids", 3,
      [](Random& random, const RequestSpace& space, GenerateRequest* r) {
-       r->stop.stop_ids = {static_cast<int32_t>(random() % space.vocab), 5};
+       r->stop.stop_ids = {5};
+       // A share of the vocabulary, so that some do come.
+       for (uint64_t i = 1; i < space.vocab / 32; ++i) {
+         r->stop.stop_ids.push_back(static_cast<int32_t>(random() % space.vocab));
+       }
      }},
     {"least length", 4,
      [](Random&, const RequestSpace&, GenerateRequest* r) {
