@@ -1,6 +1,6 @@
-// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf and FOLDER/text. The
-// result is kept in the tree (tests/fuzz/corpus); run this again when the builder or the targets
-// change.
+// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf, FOLDER/text and
+// FOLDER/block_file. The result is kept in the tree (tests/fuzz/corpus); run this again when the
+// builder or the targets change.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/support/gguf_builder.h"
+#include "worker/kv/block_file.h"
 
 namespace kvist::testing {
 namespace {
@@ -78,6 +79,24 @@ void WriteText(const std::filesystem::path& folder) {
   }
 }
 
+// The scope is the target's; its first byte says which checksums it puts right.
+void WriteBlockFile(const std::filesystem::path& folder) {
+  const worker::BlockFile file(
+      {.model_fingerprint = "fuzz", .numerics_id = "fuzz", .block_bytes = 64});
+  for (const size_t tokens : {16u, 1u, 15u}) {
+    worker::BlockFileEntry entry{.parent = cache_manager::RootKey({}), .sequence = tokens};
+    for (size_t i = 0; i < tokens; ++i) entry.tokens.push_back(static_cast<int32_t>(i));
+    if (tokens == 16) entry.key = cache_manager::ChildKey(entry.parent, entry.tokens);
+    std::vector<std::byte> record(file.record_bytes());
+    file.Encode(entry, record);
+    const std::string_view bytes(reinterpret_cast<const char*>(record.data()), record.size());
+    for (char sign = 0; sign < 4; ++sign) {
+      Write(folder / (std::to_string(tokens) + "_" + std::to_string(int{sign})),
+            std::string(1, sign) + std::string(bytes));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvist::testing
 
@@ -89,7 +108,9 @@ int main(int argc, char** argv) {
   const std::filesystem::path folder = argv[1];
   std::filesystem::create_directories(folder / "gguf");
   std::filesystem::create_directories(folder / "text");
+  std::filesystem::create_directories(folder / "block_file");
   kvist::testing::WriteGguf(folder / "gguf");
   kvist::testing::WriteText(folder / "text");
+  kvist::testing::WriteBlockFile(folder / "block_file");
   return 0;
 }
