@@ -23,6 +23,8 @@ class EventLog;
 
 namespace kvist::worker {
 
+class SessionCopies;
+
 struct EngineOptions {
   size_t max_queue = 256;  // requests waiting for their first schedule; one more is refused
   int32_t max_running_sequences = 64;
@@ -55,6 +57,7 @@ struct EngineState {
   cache_manager::SessionTable& sessions;
   cache_manager::EventLog& events;
   cache_manager::WorkerLoad load;
+  SessionCopies& copies;
 };
 
 // Thread-safe. Owns the backend and, between Start and Stop, one thread.

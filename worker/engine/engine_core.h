@@ -16,6 +16,7 @@
 #include "worker/engine/engine.h"
 #include "worker/engine/live_request.h"
 #include "worker/engine/request_limits.h"
+#include "worker/engine/session_copies.h"
 #include "worker/engine/session_holds.h"
 #include "worker/sampling/sampler.h"
 #include "worker/scheduler/scheduler.h"
@@ -51,7 +52,7 @@ class EngineCore final : private BlockLedger {
   bool idle() const { return live_.empty(); }
   // Requests that were never scheduled.
   size_t unscheduled() const { return unscheduled_; }
-  EngineState state() { return {pools_, sessions_, events_, load()}; }
+  EngineState state() { return {pools_, sessions_, events_, load(), copies_}; }
   cache_manager::WorkerLoad load() const;
   EngineStats stats() const;
   const Backend& backend() const { return *backend_; }
@@ -89,6 +90,7 @@ class EngineCore final : private BlockLedger {
   cache_manager::SessionTable sessions_;
   SessionHolds session_holds_;
   std::vector<std::unique_ptr<FormatCache>> formats_;
+  SessionCopies copies_{backend_.get(), &formats_, &sessions_};
   Scheduler scheduler_;
   Sampler sampler_;
 
