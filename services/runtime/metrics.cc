@@ -61,6 +61,10 @@ constexpr MetricDescription kAll[] = {
      "Requests that the worker took, by how they get their blocks."},
     {kWorker, kCounter, "kvist_evictions_total", "blocks", "worker,cause",
      "Blocks that left a tier, by cause."},
+    {kWorker, kCounter, "kvist_session_blocks_exported_total", "blocks", "worker",
+     "Blocks read for session files."},
+    {kWorker, kCounter, "kvist_session_blocks_imported_total", "blocks", "worker",
+     "Blocks taken from session files."},
     {kWorker, kGauge, "kvist_blocks", "blocks", "worker,pool,state,tier",
      "Blocks of each pool by state and tier."},
     {kWorker, kGauge, "kvist_memory_bytes", "bytes", "worker,part",
@@ -189,6 +193,10 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
                                     kAllocationLabels, {{"worker", id}})),
       evictions_total(Counters(registry, KVIST_ROW("evictions_total"), "cause", kCauseLabels,
                                {{"worker", id}})),
+      session_blocks_exported_total(
+          Counter(registry, KVIST_ROW("session_blocks_exported_total"), {{"worker", id}})),
+      session_blocks_imported_total(
+          Counter(registry, KVIST_ROW("session_blocks_imported_total"), {{"worker", id}})),
       blocks(GaugeFamily(registry, KVIST_ROW("blocks"))),
       memory_bytes(GaugeFamily(registry, KVIST_ROW("memory_bytes"))),
       manager_connected(Gauge(registry, KVIST_ROW("manager_connected"), {{"worker", id}})),

@@ -77,6 +77,8 @@ struct WorkerMetrics {
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;
   std::array<prometheus::Counter*, kAllocations> cache_requests_total;
   std::array<prometheus::Counter*, kEvictionCauses> evictions_total;
+  prometheus::Counter& session_blocks_exported_total;
+  prometheus::Counter& session_blocks_imported_total;
   prometheus::Family<prometheus::Gauge>& blocks;        // labels: BlockLabels
   prometheus::Family<prometheus::Gauge>& memory_bytes;  // labels: worker, part
   prometheus::Gauge& manager_connected;                 // 1 while the stream to the manager is up
