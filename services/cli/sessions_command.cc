@@ -235,6 +235,7 @@ void AddSessions(CLI::App& app, Run* run) {
       "  kvist sessions kitchen --output json\n"
       "  kvist sessions create kitchen\n"
       "  kvist sessions delete kitchen\n"
+      "  kvist sessions export kitchen kitchen.kvist\n"
       "SHARED counts blocks that another session holds too.\n"
       "Sessions without turns are implicit: requests that named none.");
   command->add_option("id", flags->id, "one session; none: all");
@@ -276,6 +277,7 @@ void AddSessions(CLI::App& app, Run* run) {
                    "tokens; the next turn computes them anew at their new positions");
   kept->add_option("--keep-first", truncate_flags->keep_first, "tokens");
   kept->require_option(1);
+  AddSessionsFiles(*command, run);
   const auto delete_flags = std::make_shared<SessionsFlags>();
   AddAction(*command, "delete", "Erase a session.", "  kvist sessions delete kitchen\n", run,
             delete_flags, &RunDelete)

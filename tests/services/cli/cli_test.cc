@@ -416,6 +416,8 @@ const std::vector<std::vector<std::string>>& Commands() {
                                                 {"sessions", "get"},
                                                 {"sessions", "reset"},
                                                 {"sessions", "truncate"},
+                                                {"sessions", "export"},
+                                                {"sessions", "import"},
                                                 {"sessions", "delete"},
                                                 {"blocks"},
                                                 {"tokenize"},
@@ -449,7 +451,8 @@ TEST_F(CliTest, ExamplesOfEveryHelpRun) {
     environment.emplace_back(variable);
   }
   for (std::vector<std::string> command : Commands()) {
-    const bool makes_session = !command.empty() && command.back() == "create";
+    const bool makes_session =
+        !command.empty() && (command.back() == "create" || command.back() == "import");
     command.emplace_back("--help");
     const Result help = Kvist(command);
     EXPECT_EQ(help.exit_code, 0) << command[0];
