@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "tests/support/hash_reference.h"
 #include "tests/support/recording_sink.h"
+#include "tests/support/session_move.h"
 #include "tests/support/simulated_clock.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/tiny_model.h"
@@ -255,6 +256,26 @@ TEST_P(EngineSamenessTest, DraftsChangeNothing) {
     drafted += core->stats().speculation.draft_tokens;
   }
   EXPECT_GT(drafted, 0u);
+}
+
+TEST_P(EngineSamenessTest, ASessionMovedAsASnapshotGivesTheSame) {
+  std::vector<GenerateRequest> requests = Requests();
+  requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+  requests[4].cache = {.allocation = Allocation::kStatic, .attention = {18, 17}};
+  for (const GenerateRequest& request : requests) {
+    auto from = MakeCore({});
+    const SessionHistory history = HistoryOf(request, RunAlone(*from, request).ids);
+    GenerateRequest next = request;
+    next.prompt_ids = history.tokens;
+    next.prompt_ids.push_back(3);
+    const Answer cold = RunCold({}, next);
+    auto to = MakeCore({.threads = 2, .max_step_tokens = 40});
+    const int64_t found = PutIn(*to, history, TakeOut(*from, history));
+    const Answer moved = RunAlone(*to, next);
+    EXPECT_TRUE(moved.SameTokensAndBits(cold)) << request.id.value();
+    EXPECT_EQ(found, static_cast<int64_t>(history.tokens.size()) - 1);
+    EXPECT_EQ(moved.cached_tokens, found);
+  }
 }
 
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
