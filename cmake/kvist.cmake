@@ -4,8 +4,7 @@
 include(GoogleTest)
 
 # kvist_library(NAME <target> SRCS <files> [HDRS <files>] [DEPS <targets>] [UNITY])
-# UNITY: sources are compiled several at a time, for folders whose sources all include headers that
-# take far longer than they do themselves (gRPC, CLI11).
+# UNITY: fewer sources are compiled together than elsewhere, for folders of long compilations.
 function(kvist_library)
   cmake_parse_arguments(ARG "UNITY" "NAME" "SRCS;HDRS;DEPS" ${ARGN})
   if(ARG_SRCS)
@@ -13,7 +12,7 @@ function(kvist_library)
     target_include_directories(${ARG_NAME} PUBLIC ${PROJECT_SOURCE_DIR})
     target_link_libraries(${ARG_NAME} PUBLIC ${ARG_DEPS} PRIVATE kvist_compile_options)
     if(ARG_UNITY)
-      set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 7)
+      set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD_BATCH_SIZE 7)
     endif()
   else()
     add_library(${ARG_NAME} INTERFACE)
@@ -35,6 +34,7 @@ function(kvist_test)
     set(ARG_TIMEOUT 300)
   endif()
   add_executable(${ARG_NAME} ${ARG_SRCS})
+  set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD OFF)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} kvist_test_main kvist_compile_options)
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} ${ARG_ARGS} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   foreach(label IN LISTS ARG_LABELS)
@@ -43,5 +43,7 @@ function(kvist_test)
     endif()
     add_dependencies(kvist_tests_${label} ${ARG_NAME})
   endforeach()
-  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  # What may take longest begins first, so that no core waits for it at the end.
+  set_tests_properties(
+    ${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} COST ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()

@@ -24,7 +24,8 @@ list=
 while [ $# -gt 0 ]; do
   case $1 in
     --yes) assume_yes=1 ;;
-    --tests) packages+=(libgtest-dev libgmock-dev) ;;
+    # SIMD Everywhere emulates AVX-512, so that its kernels are compared on every CPU.
+    --tests) packages+=(libgtest-dev libgmock-dev libsimde-dev) ;;
     --bench) packages+=(libbenchmark-dev python3-venv) ;;
     --clang) packages+=(clang-14 libclang-rt-14-dev) ;;
     --list) list=1 ;;

@@ -63,6 +63,18 @@ grpc::Status CacheManagerService::GetTurn(grpc::ServerContext* context,
   return Answer(book_->GetTurn(*request), context, response);
 }
 
+grpc::Status CacheManagerService::RestoreSession(grpc::ServerContext* context,
+                                                 const v1::RestoreSessionRequest* request,
+                                                 v1::Session* response) {
+  // Workers may yet hold blocks for an expired session of this id, which it will replace. The new
+  // one's blocks come to a worker after this, by another way: a release for nothing could overtake
+  // them.
+  const bool was_there = book_->Knows(SessionId(request->id()));
+  auto restored = book_->Restore(*request);
+  if (restored.ok() && was_there) cluster_->ReleaseSession(SessionId(request->id()));
+  return Answer(std::move(restored), context, response);
+}
+
 grpc::Status CacheManagerService::ListWorkers(grpc::ServerContext*, const v1::ListWorkersRequest*,
                                               v1::ListWorkersResponse* response) {
   *response = cluster_->ListWorkers();

@@ -27,6 +27,9 @@ class CacheManagerService final
                        v1::EndTurnResponse* response) override;
   grpc::Status GetTurn(grpc::ServerContext* context, const v1::GetTurnRequest* request,
                        v1::GetTurnResponse* response) override;
+  grpc::Status RestoreSession(grpc::ServerContext* context,
+                              const v1::RestoreSessionRequest* request,
+                              v1::Session* response) override;
   grpc::Status ListWorkers(grpc::ServerContext* context, const v1::ListWorkersRequest* request,
                            v1::ListWorkersResponse* response) override;
   grpc::Status GetSessionMemory(grpc::ServerContext* context,

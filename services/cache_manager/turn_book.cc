@@ -267,12 +267,30 @@ absl::StatusOr<v1::Session> TurnBook::Create(const v1::CreateSessionRequest& req
   KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kAllowed));
   int64_t ttl_seconds = kDefaultTtlSeconds;
   if (request.has_ttl_seconds()) ttl_seconds = request.ttl_seconds();
-  if (ttl_seconds < 1 || ttl_seconds > kMaxTtlSeconds) {
-    return InvalidField("ttl_seconds", absl::StrCat("must be 1 .. ", kMaxTtlSeconds));
-  }
   StoredSession session;
   session.record.id = SessionId(request.id().empty() ? DrawId("s-") : request.id());
   KVIST_RETURN_IF_ERROR(TakeCacheParams(request.cache(), session.record));
+  return CreateStored(std::move(session), ttl_seconds);
+}
+
+absl::StatusOr<v1::Session> TurnBook::Restore(const v1::RestoreSessionRequest& request) {
+  KVIST_RETURN_IF_ERROR(CheckId("id", request.id(), EmptyId::kRefused));
+  if (request.model_fingerprint().empty() && request.history_ids_size() > 0) {
+    return InvalidField("model_fingerprint", "must be set with a history");
+  }
+  StoredSession session;
+  session.record.id = SessionId(request.id());
+  session.record.model = request.model_fingerprint();
+  session.record.token_ids.assign(request.history_ids().begin(), request.history_ids().end());
+  session.turns = request.turns();
+  KVIST_RETURN_IF_ERROR(TakeCacheParams(request.cache(), session.record));
+  return CreateStored(std::move(session), request.ttl_seconds());
+}
+
+absl::StatusOr<v1::Session> TurnBook::CreateStored(StoredSession session, int64_t ttl_seconds) {
+  if (ttl_seconds < 1 || ttl_seconds > kMaxTtlSeconds) {
+    return InvalidField("ttl_seconds", absl::StrCat("must be 1 .. ", kMaxTtlSeconds));
+  }
   session.record.version = 1;
   session.record.created_wall_ms = NowMs();
   session.record.last_used_wall_ms = session.record.created_wall_ms;
@@ -280,7 +298,7 @@ absl::StatusOr<v1::Session> TurnBook::Create(const v1::CreateSessionRequest& req
   const MonotonicTime begin = clock_->Now();
   KVIST_RETURN_IF_ERROR(store_->Create(session));
   metrics_->store_write_seconds.Observe(SecondsBetween(begin, clock_->Now()));
-  return ToProto(session, 0);
+  return ToProto(session, static_cast<int64_t>(session.record.token_ids.size()));
 }
 
 absl::StatusOr<v1::Session> TurnBook::Get(const v1::GetSessionRequest& request) {

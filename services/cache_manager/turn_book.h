@@ -35,6 +35,8 @@ class TurnBook {
   absl::StatusOr<v1::GetTurnResponse> GetTurn(const v1::GetTurnRequest& request);
 
   absl::StatusOr<v1::Session> Create(const v1::CreateSessionRequest& request);
+  // A session whose history was made elsewhere.
+  absl::StatusOr<v1::Session> Restore(const v1::RestoreSessionRequest& request);
   absl::StatusOr<v1::Session> Get(const v1::GetSessionRequest& request);
   absl::StatusOr<v1::ListSessionsResponse> List(const v1::ListSessionsRequest& request);
   absl::StatusOr<v1::Session> Reset(const v1::ResetSessionRequest& request);
@@ -54,6 +56,8 @@ class TurnBook {
  private:
   absl::StatusOr<v1::BeginTurnResponse> RenewTurn(const v1::BeginTurnRequest& request);
   int64_t NowMs() const;
+  // Stores it as new, with what it has; `ttl_seconds` is checked.
+  absl::StatusOr<v1::Session> CreateStored(StoredSession session, int64_t ttl_seconds);
   absl::StatusOr<StoredSession> Read(const std::string& id, History history);
   // Reads, lets `change` work on the record, and writes it if its version rose; tries again if
   // another change came between.

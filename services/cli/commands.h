@@ -15,6 +15,7 @@ void AddWorker(CLI::App& app, Run* run);
 void AddGenerate(CLI::App& app, Run* run);
 void AddChat(CLI::App& app, Run* run);
 void AddSessions(CLI::App& app, Run* run);
+void AddSessionsFiles(CLI::App& sessions, Run* run);
 void AddBlocks(CLI::App& app, Run* run);
 void AddTokenize(CLI::App& app, Run* run);
 void AddScore(CLI::App& app, Run* run);

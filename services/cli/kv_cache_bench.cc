@@ -67,6 +67,10 @@ class ObservedBackend final : public worker::Backend {
   void WriteBlock(int32_t pool, int32_t block, std::span<const std::byte> bytes) override {
     backend_->WriteBlock(pool, block, bytes);
   }
+  void ReadTokens(int32_t pool, int32_t block, int32_t tokens,
+                  std::span<std::byte> out) const override {
+    backend_->ReadTokens(pool, block, tokens, out);
+  }
 
  private:
   std::unique_ptr<worker::Backend> backend_;

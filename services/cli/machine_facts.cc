@@ -12,8 +12,8 @@ namespace kvist::services {
 namespace {
 
 constexpr std::string_view kInstructionSets[] = {
-    "sse4_2",  "avx",      "f16c",        "fma",         "avx2",    "avx_vnni",
-    "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8"};
+    "sse4_2",   "avx",      "f16c",     "fma",         "avx2",        "avx_vnni", "avx512f",
+    "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8"};
 
 // "model name : X" -> X; empty for another key.
 std::string ValueOf(const std::string& line, std::string_view key) {

@@ -66,7 +66,7 @@ void AddComputeFlags(CLI::App* command, ModelFlags* flags) {
       ->check(CLI::Range(0, 1024))
       ->envname("KVIST_THREADS")
       ->capture_default_str();
-  command->add_option("--kernels", flags->kernels, "auto, scalar, avx2")
+  command->add_option("--kernels", flags->kernels, "auto, scalar, avx2, avx512vnni")
       ->envname("KVIST_KERNELS")
       ->capture_default_str();
   command

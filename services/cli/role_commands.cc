@@ -21,6 +21,7 @@ struct FrontendFlags {
   std::string cache_manager = kCacheManagerDefaults.grpc;
   std::vector<std::string> workers;
   std::string cluster_secret;
+  bool trust_snapshots = false;
   int max_requests = 256;
 };
 
@@ -30,6 +31,7 @@ int RunFrontend(const FrontendFlags& flags) {
   options.cache_manager_address = flags.cache_manager;
   options.worker_addresses = flags.workers;
   options.cluster_secret = flags.cluster_secret;
+  options.trust_snapshots = flags.trust_snapshots;
   options.max_running_requests = flags.max_requests;
   options.server = ServerOptions(flags.role);
   auto server = FrontendServer::Start(options);
@@ -122,8 +124,11 @@ void AddFrontend(CLI::App& app, Run* run) {
                    "a worker beside those that the manager knows; may be repeated")
       ->envname("KVIST_WORKERS");
   command
-      ->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
+      ->add_option("--cluster-secret", flags->cluster_secret,
+                   "keeps tenants' prefix caches apart, seals session files")
       ->envname("KVIST_CLUSTER_SECRET");
+  command->add_flag("--trust-snapshots", flags->trust_snapshots,
+                    "take KV blocks from session files that other clusters sealed");
   command->add_option("--max-requests", flags->max_requests, "running at once; one more is refused")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();

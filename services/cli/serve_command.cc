@@ -29,6 +29,7 @@ struct ServeFlags {
   std::string data_dir;
   std::string chat_template;
   std::string cluster_secret;
+  bool trust_snapshots = false;
   int max_sequences = 64;
   int max_requests = 256;
 };
@@ -95,6 +96,7 @@ absl::Status StartRoles(const ServeFlags& flags, Roles* roles) {
   FrontendServerOptions frontend;
   frontend.cache_manager_address = roles->manager->server().grpc_address();
   frontend.cluster_secret = flags.cluster_secret;
+  frontend.trust_snapshots = flags.trust_snapshots;
   frontend.max_running_requests = flags.max_requests;
   frontend.server = ServerOptions(flags.role);
   frontend.server.registry = registry;
@@ -153,8 +155,11 @@ void AddServe(CLI::App& app, Run* run) {
                    "chatml, llama3 or gemma; none: recognise the file's")
       ->envname("KVIST_CHAT_TEMPLATE");
   command
-      ->add_option("--cluster-secret", flags->cluster_secret, "keeps tenants' prefix caches apart")
+      ->add_option("--cluster-secret", flags->cluster_secret,
+                   "keeps tenants' prefix caches apart, seals session files")
       ->envname("KVIST_CLUSTER_SECRET");
+  command->add_flag("--trust-snapshots", flags->trust_snapshots,
+                    "take KV blocks from session files that other clusters sealed");
   command->add_option("--max-sequences", flags->max_sequences, "running at once on a worker")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();

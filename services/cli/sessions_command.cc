@@ -247,6 +247,7 @@ void AddSessions(CLI::App& app, Run* run) {
       "  kvist sessions kitchen --output json\n"
       "  kvist sessions create kitchen\n"
       "  kvist sessions delete kitchen\n"
+      "  kvist sessions export kitchen kitchen.kvist\n"
       "SHARED counts blocks that another session holds too.\n"
       "Sessions without turns are implicit: requests that named none.");
   command->add_option("id", flags->id, "one session; none: all");
@@ -296,6 +297,7 @@ void AddSessions(CLI::App& app, Run* run) {
                              run, fork_flags, &RunFork);
   fork->add_option("id", fork_flags->id, "the session")->required();
   fork->add_option("new", fork_flags->new_id, "the new one's name; none: drawn");
+  AddSessionsFiles(*command, run);
   const auto delete_flags = std::make_shared<SessionsFlags>();
   AddAction(*command, "delete", "Erase a session.", "  kvist sessions delete kitchen\n", run,
             delete_flags, &RunDelete)

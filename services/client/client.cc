@@ -199,6 +199,45 @@ absl::Status Client::DeleteSession(const std::string& id) {
   return Call(*sessions_, &v1::Sessions::Stub::Delete, request).status();
 }
 
+absl::Status Client::ExportSession(const std::string& id, const ExportOptions& options) {
+  grpc::ClientContext context;
+  v1::ExportSessionRequest request;
+  request.set_id(id);
+  if (options.cancellation != nullptr) options.cancellation->Attach(&context);
+  const auto reader = sessions_->Export(&context, request);
+  v1::ExportSessionResponse response;
+  bool wanted = true;
+  while (wanted && reader->Read(&response)) {
+    if (response.has_facts() && options.on_facts) options.on_facts(response.facts());
+    if (!response.data().empty()) wanted = options.on_data(response.data());
+  }
+  if (!wanted) context.TryCancel();
+  while (!wanted && reader->Read(&response)) continue;  // else Finish would wait for it
+  if (options.cancellation != nullptr) options.cancellation->Detach();
+  return FromGrpc(reader->Finish(), context);
+}
+
+absl::StatusOr<v1::ImportSessionResponse> Client::ImportSession(const std::string& id,
+                                                                const ImportOptions& options) {
+  grpc::ClientContext context;
+  v1::ImportSessionResponse response;
+  if (options.cancellation != nullptr) options.cancellation->Attach(&context);
+  const auto writer = sessions_->Import(&context, &response);
+  v1::ImportSessionRequest request;
+  request.mutable_start()->set_id(id);
+  // A write that fails has its reason in the status.
+  bool more = writer->Write(request);
+  while (more) {
+    options.next_data(request.mutable_data());
+    more = !request.data().empty() && writer->Write(request);
+  }
+  writer->WritesDone();
+  const grpc::Status status = writer->Finish();
+  if (options.cancellation != nullptr) options.cancellation->Detach();
+  if (!status.ok()) return FromGrpc(status, context);
+  return response;
+}
+
 absl::StatusOr<std::vector<v1::SessionMemory>> Client::SessionMemoryOf(const std::string& id) {
   std::vector<v1::SessionMemory> sessions;
   v1::GetSessionMemoryRequest request;

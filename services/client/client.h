@@ -45,6 +45,19 @@ struct GenerateOptions {
   Cancellation* cancellation = nullptr;
 };
 
+// A session on its way into a file.
+struct ExportOptions {
+  std::function<void(const v1::SessionFileFacts&)> on_facts;  // first; may be empty
+  std::function<bool(const std::string&)> on_data;  // the file's next bytes; false: no more
+  Cancellation* cancellation = nullptr;
+};
+// A file on its way into a session.
+struct ImportOptions {
+  // Sets the file's next bytes, at most 1 MiB; none: it is at its end.
+  std::function<void(std::string*)> next_data;
+  Cancellation* cancellation = nullptr;
+};
+
 // One of several answers.
 struct GeneratedSample {
   std::string text;
@@ -89,6 +102,11 @@ class Client {
   absl::StatusOr<v1::Session> TruncateSession(const v1::TruncateSessionRequest& request);
   absl::StatusOr<v1::Session> ForkSession(const v1::ForkSessionRequest& request);
   absl::Status DeleteSession(const std::string& id);
+  // CANCELLED too where on_data wanted no more.
+  absl::Status ExportSession(const std::string& id, const ExportOptions& options);
+  // `id` empty: the file's.
+  absl::StatusOr<v1::ImportSessionResponse> ImportSession(const std::string& id,
+                                                          const ImportOptions& options);
 
   // Of one session, or of all (all pages) for an empty id.
   absl::StatusOr<std::vector<v1::SessionMemory>> SessionMemoryOf(const std::string& id);

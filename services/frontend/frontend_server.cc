@@ -40,6 +40,8 @@ class FrontendServerImpl final : public FrontendServer {
     state_.relay.silence_limit = milliseconds(options.worker_silence_limit_ms);
     state_.relay.replay_wait = milliseconds(options.replay_wait_ms);
     state_.relay.max_buffered_bytes = options.max_buffered_bytes_per_client;
+    state_.session_file_trust = {.own = !options.cluster_secret.empty() || !options.server.insecure,
+                                 .others = options.trust_snapshots};
     if (options.cluster_secret.empty()) {
       LogInfo("no cluster secret is set: prefix caches are salted with a public one");
     }

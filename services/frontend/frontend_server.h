@@ -18,6 +18,9 @@ struct FrontendServerOptions {
   std::vector<std::string> worker_addresses;  // beside those the manager knows; may be empty
   // Salts tenants' prefix caches; empty: a fixed development secret, logged once.
   std::string cluster_secret;
+  // Takes blocks from session files that other clusters sealed. Without a secret the own seal is
+  // public too: it is then believed only where nobody but this machine can connect.
+  bool trust_snapshots = false;
   // Admitted at once, queued ones included; one more is refused. Each holds a thread.
   int32_t max_running_requests = 256;
   int64_t default_deadline_ms = 600'000;  // for calls that carry none

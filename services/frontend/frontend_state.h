@@ -16,6 +16,7 @@
 #include "services/frontend/implicit_sessions.h"
 #include "services/frontend/in_flight.h"
 #include "services/frontend/lease_keeper.h"
+#include "services/frontend/limits.h"
 #include "services/frontend/manager_client.h"
 #include "services/frontend/model_directory.h"
 #include "services/frontend/random_source.h"
@@ -26,6 +27,13 @@
 #include "services/runtime/metrics.h"
 
 namespace kvist::services {
+
+// Whose blocks are taken from session files: a file's seal (worker/kv/session_file.h) says who
+// wrote it.
+struct SessionFileTrust {
+  bool own = true;      // those that this cluster's secret sealed
+  bool others = false;  // all: whoever made the file is believed
+};
 
 // Thread-safe: each part is, implicit sessions under their lock.
 struct FrontendState {
@@ -54,6 +62,8 @@ struct FrontendState {
   RoutingOptions routing;
   RelayOptions relay;
   std::string cluster_secret;
+  Admission session_files{kMaxSessionFilesAtOnce};
+  SessionFileTrust session_file_trust;
 };
 
 }  // namespace kvist::services

@@ -3,6 +3,7 @@
 #ifndef KVIST_SERVICES_FRONTEND_LIMITS_H_
 #define KVIST_SERVICES_FRONTEND_LIMITS_H_
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -34,6 +35,14 @@ inline constexpr float kDefaultChatTopP = 0.9f;
 inline constexpr size_t kMaxDetokenizeIds = size_t{1} << 20;
 inline constexpr int64_t kMaxSessionTtlSeconds = 31'536'000;    // a year
 inline constexpr size_t kMaxTurnRecordBytes = size_t{4} << 20;  // of BeginTurnRequest.request
+
+inline constexpr int32_t kMaxSessionFilesAtOnce = 4;  // each holds blocks on a worker
+// Bytes of one message of Export and Import: a quarter of gRPC's default limit.
+inline constexpr size_t kMaxSessionFileMessage = size_t{1} << 20;
+// A client of Export or Import that neither takes nor gives anything for so long is closed.
+inline constexpr std::chrono::seconds kSessionFilePatience{30};
+// And no call lasts longer: 10 GB at 17 MB/s.
+inline constexpr std::chrono::seconds kMaxSessionFileTime{600};
 
 }  // namespace kvist::services
 

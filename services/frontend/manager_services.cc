@@ -5,6 +5,7 @@
 
 #include "cache_manager/limits.h"
 #include "common/base/status.h"
+#include "services/frontend/session_files.h"
 #include "services/frontend/validate.h"
 #include "services/runtime/cache_params.h"
 #include "services/runtime/status_map.h"
@@ -89,6 +90,18 @@ grpc::Status SessionsProxy::Delete(grpc::ServerContext* context,
   const grpc::Status status = Pass(state_, context, &SessionsStub::Delete, *request, response);
   if (status.ok()) state_->running_turns.CancelSession(SessionId(request->id()));
   return status;
+}
+
+grpc::Status SessionsProxy::Export(grpc::ServerContext* context,
+                                   const v1::ExportSessionRequest* request,
+                                   grpc::ServerWriter<v1::ExportSessionResponse>* writer) {
+  return ToGrpc(ExportSession(*state_, *request, context, writer), context);
+}
+
+grpc::Status SessionsProxy::Import(grpc::ServerContext* context,
+                                   grpc::ServerReader<v1::ImportSessionRequest>* reader,
+                                   v1::ImportSessionResponse* response) {
+  return ToGrpc(ImportSession(*state_, context, reader, response), context);
 }
 
 grpc::Status MemoryProxy::ListWorkers(grpc::ServerContext* context,

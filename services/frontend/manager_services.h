@@ -31,6 +31,12 @@ class SessionsProxy final : public v1::Sessions::Service {
   // Also ends the session's turn, if this frontend runs it.
   grpc::Status Delete(grpc::ServerContext* context, const v1::DeleteSessionRequest* request,
                       v1::DeleteSessionResponse* response) override;
+  // By session_files.h.
+  grpc::Status Export(grpc::ServerContext* context, const v1::ExportSessionRequest* request,
+                      grpc::ServerWriter<v1::ExportSessionResponse>* writer) override;
+  grpc::Status Import(grpc::ServerContext* context,
+                      grpc::ServerReader<v1::ImportSessionRequest>* reader,
+                      v1::ImportSessionResponse* response) override;
 
  private:
   FrontendState* const state_;

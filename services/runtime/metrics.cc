@@ -86,6 +86,10 @@ constexpr MetricDescription kAll[] = {
     {kWorker, kCounter, "kvist_offload_misses_total", "blocks", "worker,reason",
      "Blocks that the disk tier lost or never got, by reason: damaged, read_error, write_error, "
      "not_written (evicted before, or too many waited)."},
+    {kWorker, kCounter, "kvist_session_blocks_exported_total", "blocks", "worker",
+     "Blocks read for session files."},
+    {kWorker, kCounter, "kvist_session_blocks_imported_total", "blocks", "worker",
+     "Blocks taken from session files."},
     {kWorker, kGauge, "kvist_blocks", "blocks", "worker,pool,state,tier",
      "Blocks of each pool by state and tier."},
     {kWorker, kGauge, "kvist_memory_bytes", "bytes", "worker,part",
@@ -237,6 +241,10 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
           Counter(registry, KVIST_ROW("offload_recomputes_total"), {{"worker", id}})),
       offload_misses_total(Counters(registry, KVIST_ROW("offload_misses_total"), "reason",
                                     kOffloadMissLabels, {{"worker", id}})),
+      session_blocks_exported_total(
+          Counter(registry, KVIST_ROW("session_blocks_exported_total"), {{"worker", id}})),
+      session_blocks_imported_total(
+          Counter(registry, KVIST_ROW("session_blocks_imported_total"), {{"worker", id}})),
       blocks(GaugeFamily(registry, KVIST_ROW("blocks"))),
       memory_bytes(GaugeFamily(registry, KVIST_ROW("memory_bytes"))),
       manager_connected(Gauge(registry, KVIST_ROW("manager_connected"), {{"worker", id}})),

@@ -28,6 +28,14 @@ inline constexpr std::chrono::milliseconds kMaxEventDelay{100};
 inline constexpr std::chrono::milliseconds kMinReconnectBackoff{100};
 inline constexpr std::chrono::milliseconds kMaxReconnectBackoff{1'000};
 
+// Bytes of one message of ExportSession and ImportSession: a quarter of gRPC's default limit.
+inline constexpr size_t kMaxSessionRecordsMessage = size_t{1} << 20;
+// Bytes of blocks that are copied between two steps, one block at least: some tenths of a
+// millisecond, a small part of a decode step.
+inline constexpr size_t kSessionSliceBytes = size_t{1} << 20;
+// Blocks that get their names between two steps: about a microsecond each.
+inline constexpr size_t kSessionBlocksNamedAtOnce = 128;
+
 }  // namespace kvist::services
 
 #endif  // KVIST_SERVICES_WORKER_LIMITS_H_

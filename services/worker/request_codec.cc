@@ -90,6 +90,8 @@ absl::StatusOr<worker::StopOptions> ParseStop(const v1::StopParams& params,
   return options;
 }
 
+}  // namespace
+
 absl::StatusOr<worker::CacheOptions> ParseCache(const v1::CacheParams& params,
                                                 int64_t context_tokens) {
   KVIST_RETURN_IF_ERROR(ValidateCacheParams(params, context_tokens));
@@ -111,8 +113,6 @@ absl::StatusOr<worker::CacheOptions> ParseCache(const v1::CacheParams& params,
   }
   return options;
 }
-
-}  // namespace
 
 absl::StatusOr<worker::GenerateRequest> ParseGenerateRequest(
     const v1::WorkerGenerateRequest& message, const RequestFacts& facts) {

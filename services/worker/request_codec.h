@@ -24,6 +24,10 @@ struct RequestFacts {
 absl::StatusOr<worker::GenerateRequest> ParseGenerateRequest(
     const v1::WorkerGenerateRequest& message, const RequestFacts& facts);
 
+// Allocation, attention and format of a request or a session. INVALID_ARGUMENT naming the field.
+absl::StatusOr<worker::CacheOptions> ParseCache(const v1::CacheParams& params,
+                                                int64_t context_tokens);
+
 // The deadline of a call; nullopt if it has none.
 std::optional<MonotonicTime> MonotonicDeadline(std::chrono::system_clock::time_point deadline,
                                                const Clock& clock);

@@ -18,7 +18,10 @@ namespace kvist::services {
 WorkerService::WorkerService(Options options)
     : options_(std::move(options)),
       model_stop_ids_(options_.model.vocabulary().stop_ids().begin(),
-                      options_.model.vocabulary().stop_ids().end()) {}
+                      options_.model.vocabulary().stop_ids().end()),
+      transfer_({.engine = options_.engine,
+                 .metrics = options_.metrics,
+                 .incarnation = options_.model.incarnation()}) {}
 
 absl::Status WorkerService::Submit(const v1::WorkerGenerateRequest& message,
                                    grpc::CallbackServerContext* context,
@@ -152,6 +155,18 @@ grpc::Status WorkerService::Drain(grpc::ServerContext* context, const v1::DrainR
   drain_calls_.fetch_sub(1);
   response->set_running_sequences(options_.engine->load().running_sequences);
   return grpc::Status::OK;
+}
+
+grpc::Status WorkerService::ExportSession(grpc::ServerContext* context,
+                                          const v1::WorkerExportRequest* request,
+                                          grpc::ServerWriter<v1::WorkerExportResponse>* writer) {
+  return ToGrpc(transfer_.Export(*request, writer), context);
+}
+
+grpc::Status WorkerService::ImportSession(
+    grpc::ServerContext* context,
+    grpc::ServerReaderWriter<v1::WorkerImportResponse, v1::WorkerImportRequest>* stream) {
+  return ToGrpc(transfer_.Import(stream, stream), context);
 }
 
 }  // namespace kvist::services

@@ -13,6 +13,7 @@
 #include "common/base/mutex.h"
 #include "proto/kvist/v1/worker.grpc.pb.h"
 #include "services/runtime/metrics.h"
+#include "services/worker/session_transfer.h"
 #include "services/worker/stream_relay.h"
 #include "worker/engine/engine.h"
 
@@ -40,6 +41,11 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
                        v1::GetLoadResponse* response) override;
   grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest* request,
                      v1::DrainResponse* response) override;
+  grpc::Status ExportSession(grpc::ServerContext* context, const v1::WorkerExportRequest* request,
+                             grpc::ServerWriter<v1::WorkerExportResponse>* writer) override;
+  grpc::Status ImportSession(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<v1::WorkerImportResponse, v1::WorkerImportRequest>* stream) override;
 
   // Cancels the live requests of a session.
   void CancelSession(const SessionId& session) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -55,6 +61,7 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
 
   const Options options_;
   const std::vector<int32_t> model_stop_ids_;
+  SessionTransfer transfer_;
   std::atomic<int> drain_calls_{0};
 
   Mutex mutex_;

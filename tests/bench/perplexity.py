@@ -76,6 +76,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kvist", default="build/release/kvist")
     parser.add_argument("--models", default=os.path.join(cache, "kvist", "models"))
+    parser.add_argument("--match", default="", help="only models whose name holds this")
     parser.add_argument("--formats", default="q8,q4", help="compared with f16, by commas")
     parser.add_argument("--text", help="a text file instead of perl's diagnostics")
     parser.add_argument("--characters", type=int, default=64000, help="of the text, at most")
@@ -94,6 +95,8 @@ def main():
         file.write(text)
         file.flush()
         for name, model_file in MODELS.items():
+            if args.match not in name:
+                continue
             model = os.path.join(args.models, model_file)
             base = piece_losses(args, model, file.name, "f16")
             print(f"| {name} | f16 | {math.exp(statistics.mean(base)):.3f} | 1 | | {len(base)} |")

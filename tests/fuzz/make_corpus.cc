@@ -1,6 +1,6 @@
-// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf, FOLDER/text and
-// FOLDER/block_file. The result is kept in the tree (tests/fuzz/corpus); run this again when the
-// builder or the targets change.
+// Writes the seeds of the fuzz targets: make_corpus FOLDER makes FOLDER/gguf, FOLDER/text,
+// FOLDER/block_file and FOLDER/session_file. The result is kept in the tree (tests/fuzz/corpus);
+// run this again when the builder or the targets change.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -10,6 +10,7 @@
 
 #include "tests/support/gguf_builder.h"
 #include "worker/kv/block_file.h"
+#include "worker/kv/session_file.h"
 
 namespace kvist::testing {
 namespace {
@@ -97,6 +98,33 @@ void WriteBlockFile(const std::filesystem::path& folder) {
   }
 }
 
+// The target's first byte: whether it puts the checksum right, and how much it reads at once.
+void WriteSessionFile(const std::filesystem::path& folder) {
+  worker::SessionFileRecord record{.id = "s", .time_to_live_ms = 1000};
+  std::vector<worker::SessionFileRecord> records = {record};
+  record.model_fingerprint = "m";
+  record.turns = 1;
+  record.token_ids = {1, 2, 3};
+  record.attention = {.window_tokens = 16, .sink_tokens = 1};
+  records.push_back(record);
+  record.blocks = worker::SessionFileBlocks{.numerics_id = "n",
+                                            .kv_format = "f16",
+                                            .tokens = 2,
+                                            .groups = {{.block_bytes = 1, .blocks = 1}}};
+  records.push_back(record);
+  for (size_t i = 0; i < records.size(); ++i) {
+    std::string file = worker::EncodeSessionFileHead(records[i]);
+    if (records[i].blocks.has_value()) file.append(records[i].blocks->records_bytes(), 'b');
+    worker::SessionFileChecksum checksum;
+    checksum.Add(std::as_bytes(std::span(file.data(), file.size())));
+    file += worker::SessionFileTrailer(checksum.Finish(), "fuzz");
+    for (const char first : {'\x7f', '\xff', '\x86'}) {
+      Write(folder / (std::to_string(i) + "_" + std::to_string(static_cast<unsigned char>(first))),
+            first + file);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvist::testing
 
@@ -109,8 +137,10 @@ int main(int argc, char** argv) {
   std::filesystem::create_directories(folder / "gguf");
   std::filesystem::create_directories(folder / "text");
   std::filesystem::create_directories(folder / "block_file");
+  std::filesystem::create_directories(folder / "session_file");
   kvist::testing::WriteGguf(folder / "gguf");
   kvist::testing::WriteText(folder / "text");
   kvist::testing::WriteBlockFile(folder / "block_file");
+  kvist::testing::WriteSessionFile(folder / "session_file");
   return 0;
 }

@@ -26,6 +26,11 @@ struct RoleClusterOptions {
   int32_t num_blocks = 512;  // of each worker
   worker::SamplingDefaults sampling_defaults;
   int64_t replay_wait_ms = 15'000;
+  // Of all workers; vocabulary, context and pace are the cluster's.
+  worker::HashBackendOptions backend;
+  std::string cluster_secret;
+  bool trust_snapshots = false;
+  bool insecure = false;
 };
 
 // How fast a worker runs. Thread-safe.
@@ -56,7 +61,7 @@ class Pace {
 class RoleCluster {
  public:
   explicit RoleCluster(const RoleClusterOptions& options = {})
-      : sampling_defaults_(options.sampling_defaults) {
+      : sampling_defaults_(options.sampling_defaults), backend_(options.backend) {
     CacheManagerServerOptions manager_options;
     manager_options.server.role = "cache-manager";
     manager = CacheManagerServer::Start(manager_options).value();
@@ -65,6 +70,9 @@ class RoleCluster {
     frontend_options.cache_manager_address = manager->server().grpc_address();
     frontend_options.max_running_requests = options.max_running_requests;
     frontend_options.replay_wait_ms = options.replay_wait_ms;
+    frontend_options.cluster_secret = options.cluster_secret;
+    frontend_options.trust_snapshots = options.trust_snapshots;
+    frontend_options.server.insecure = options.insecure;
     frontend = FrontendServer::Start(frontend_options).value();
     // Every worker, not only the first.
     if (options.workers == 0) return;
@@ -103,7 +111,7 @@ class RoleCluster {
   }
 
   void StartWorker(int32_t num_blocks = 512) {
-    worker::HashBackendOptions backend;
+    worker::HashBackendOptions backend = backend_;
     backend.num_blocks = num_blocks;
     backend.vocab = kLetterVocabularySize;
     backend.context_tokens = 1024;
@@ -127,6 +135,7 @@ class RoleCluster {
 
  private:
   const worker::SamplingDefaults sampling_defaults_;
+  const worker::HashBackendOptions backend_;
 };
 
 }  // namespace kvist::services

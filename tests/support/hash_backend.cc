@@ -80,7 +80,7 @@ HashBackend::HashBackend(const HashBackendOptions& options,
     : options_(options), control_(std::move(control)) {
   facts_.name = "hash";
   facts_.architecture = "hash";
-  facts_.fingerprint = "hash-model";
+  facts_.fingerprint = options.fingerprint;
   facts_.vocab = options.vocab;
   facts_.context_tokens = options.context_tokens;
   facts_.sampling_defaults = options.sampling_defaults;
@@ -223,6 +223,13 @@ void HashBackend::WriteBlock(int32_t pool, int32_t block, std::span<const std::b
   std::memcpy(
       &arenas_[static_cast<size_t>(pool)][static_cast<size_t>(block * options_.block_tokens)],
       bytes.data(), bytes.size());
+}
+
+void HashBackend::ReadTokens(int32_t pool, int32_t block, int32_t tokens,
+                             std::span<std::byte> out) const {
+  ReadBlock(pool, block, out);
+  const auto rest = out.subspan(static_cast<size_t>(tokens) * sizeof(uint64_t));
+  std::fill(rest.begin(), rest.end(), std::byte{0});
 }
 
 }  // namespace kvist::worker

@@ -30,6 +30,8 @@ struct HashBackendOptions {
   // one token in eight strays, wherever the hash says.
   int64_t repeat_tokens = 0;
   SamplingDefaults sampling_defaults;
+  std::string numerics_id = "hash/1";
+  std::string fingerprint = "hash-model";
 };
 
 // What a test sees and does while an engine owns the backend. Set before the engine runs.
@@ -66,7 +68,7 @@ class HashBackend final : public Backend {
 
   const ModelFacts& model() const override { return facts_; }
   const std::vector<PoolSpec>& pools() const override { return pools_; }
-  std::string numerics_id() const override { return "hash/1"; }
+  std::string numerics_id() const override { return options_.numerics_id; }
   std::string description() const override { return "hash of tokens, for tests"; }
   std::vector<MemoryPart> memory() const override { return {{"kv", kv_bytes_}}; }
   absl::StatusOr<Logits> Run(const Batch& batch) override;
@@ -75,6 +77,8 @@ class HashBackend final : public Backend {
   void CopyBlock(int32_t pool, int32_t from, int32_t to) override;
   void ReadBlock(int32_t pool, int32_t block, std::span<std::byte> out) const override;
   void WriteBlock(int32_t pool, int32_t block, std::span<const std::byte> bytes) override;
+  void ReadTokens(int32_t pool, int32_t block, int32_t tokens,
+                  std::span<std::byte> out) const override;
 
  private:
   absl::Status Check(const Batch& batch) const;

@@ -78,6 +78,11 @@ class Backend {
   // block_bytes.
   virtual void ReadBlock(int32_t pool, int32_t block, std::span<std::byte> out) const = 0;
   virtual void WriteBlock(int32_t pool, int32_t block, std::span<const std::byte> bytes) = 0;
+  // As ReadBlock for a block that leaves this process before it is full: positions from `tokens` on
+  // read as zeros, whatever earlier owners of the block left there. REQUIRES: as ReadBlock, 0 <=
+  // tokens <= block_tokens.
+  virtual void ReadTokens(int32_t pool, int32_t block, int32_t tokens,
+                          std::span<std::byte> out) const = 0;
 };
 
 }  // namespace kvist::worker

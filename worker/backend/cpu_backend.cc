@@ -127,6 +127,11 @@ class CpuBackend final : public Backend {
     KVIST_CHECK(bytes.size() == target.size(), "block size");
     std::memcpy(target.data(), bytes.data(), bytes.size());
   }
+  void ReadTokens(int32_t pool, int32_t block, int32_t tokens,
+                  std::span<std::byte> out) const override {
+    ReadBlock(pool, block, out);
+    kv_pools.layout(pool).ClearFrom(tokens, out);
+  }
 };
 
 absl::StatusOr<WeightMode> WeightModeFromName(const std::string& name) {

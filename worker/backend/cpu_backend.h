@@ -17,7 +17,7 @@ namespace kvist::worker {
 
 struct CpuBackendOptions {
   int threads = 0;               // 0: one per core this process may use
-  std::string kernels = "auto";  // "auto", "scalar", "avx2", ...
+  std::string kernels = "auto";  // "auto", "scalar", "avx2", "avx512vnni"
   // "native": packed as stored, activations quantised to 8 bits for block-quantised weights.
   // "float32": all weights dequantised at load, float activations (slow; the reference numerics,
   // its own numerics id).

@@ -27,6 +27,7 @@ class TierIndex;
 namespace kvist::worker {
 
 class DiskStore;
+class SessionCopies;
 
 struct EngineOptions {
   size_t max_queue = 256;  // requests waiting for their first schedule; one more is refused
@@ -79,6 +80,7 @@ struct EngineState {
   cache_manager::SessionTable& sessions;
   cache_manager::EventLog& events;
   cache_manager::WorkerLoad load;
+  SessionCopies& copies;
   // Of the disk, one for each pool; empty: none.
   std::span<const std::unique_ptr<cache_manager::TierIndex>> tiers;
 };

@@ -2,7 +2,8 @@
 //   1. every live request is in the scheduler once, waiting or running, or waits for its leader's
 //      prompt; a waiting one holds no blocks
 //   2. between steps known_tokens = tokens.size(); stored_tokens = blocks.stored_tokens()
-//   3. blocks referenced in the pools = blocks in the tables of the running ones
+//   3. blocks referenced in the pools = blocks in the tables of the running ones, and those that
+//      sessions' copies hold
 //   4. unscheduled = live requests without a first schedule
 //   5. a follower has a live leader, which lists it and follows nobody
 #include "worker/engine/engine_core.h"
@@ -383,7 +384,7 @@ void EngineCore::CountStep(double seconds) {
 }
 
 EngineState EngineCore::state() {
-  EngineState state{pools_, sessions_, events_, load(), {}};
+  EngineState state{pools_, sessions_, events_, load(), copies_, {}};
   if (offload_ != nullptr) state.tiers = offload_->tiers();
   return state;
 }
@@ -449,6 +450,7 @@ absl::Status EngineCore::CheckInvariants() const {
           if (block >= 0) held.push_back(block);
         }
       }
+      copies_.AddHeld(*format, g, &held);
       std::sort(held.begin(), held.end());
       held.erase(std::unique(held.begin(), held.end()), held.end());
       if (static_cast<int32_t>(held.size()) != pools_[format->pools[g]]->Counts().active) {

@@ -18,6 +18,7 @@
 #include "worker/engine/live_request.h"
 #include "worker/engine/offload.h"
 #include "worker/engine/request_limits.h"
+#include "worker/engine/session_copies.h"
 #include "worker/engine/session_holds.h"
 #include "worker/engine/speculation.h"
 #include "worker/engine/token_chooser.h"
@@ -107,6 +108,7 @@ class EngineCore final : private BlockLedger {
   SessionHolds session_holds_;
   std::unique_ptr<Offload> offload_;  // null: no disk tier
   std::vector<std::unique_ptr<FormatCache>> formats_;
+  SessionCopies copies_{backend_.get(), &formats_, &sessions_};
   Scheduler scheduler_;
   Speculation speculation_;
   TokenChooser chooser_;

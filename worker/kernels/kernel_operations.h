@@ -110,7 +110,7 @@ enum class RopeStyle : uint8_t {
 };  // pairs (2i, 2i+1) as GGUF's llama; (i, i + d/2) as qwen, gemma
 
 struct KernelTable {
-  std::string_view name;  // "scalar", "avx2", "avx512"
+  std::string_view name;  // "scalar", "avx2", "avx512vnni"
 
   // Quantises rows [0, rows) of x [rows, cols].
   void (*quantize_rows)(const float* x, int64_t x_stride, int64_t rows, int64_t cols,

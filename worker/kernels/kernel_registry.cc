@@ -12,12 +12,19 @@
 namespace kvist::worker {
 namespace {
 
-// The builtin also asks whether the operating system saves the registers; F16C has no builtin in
-// every compiler.
+// The builtins also ask whether the operating system saves the registers (XCR0); F16C has no
+// builtin in every compiler.
 bool RunsAvx2() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   const bool has_f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
   return has_f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+// What kernels_avx512vnni.cc is compiled for.
+bool RunsAvx512Vnni() {
+  return RunsAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 
 }  // namespace
@@ -32,6 +39,7 @@ int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries)
 std::vector<const KernelTable*> AvailableKernels() {
   std::vector<const KernelTable*> tables = {&kScalarKernels};
   if (RunsAvx2()) tables.push_back(&kAvx2Kernels);
+  if (RunsAvx512Vnni()) tables.push_back(&kAvx512VnniKernels);
   return tables;
 }
 

@@ -1,5 +1,7 @@
 #include "worker/kv/layout.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
@@ -22,6 +24,32 @@ const FormatRow& RowOf(KvFormat format) {
     if (row.format == format) return row;
   }
   CheckFailed(__FILE__, __LINE__, "known KV format", "");
+}
+
+// Rows of kPageTokens elements, one per token: zeroes those of tokens `slot` and later.
+void ClearColumns(std::span<std::byte> rows, size_t element_bytes, size_t slot) {
+  const size_t row = kPageTokens * element_bytes;
+  for (size_t at = 0; at < rows.size(); at += row) {
+    std::fill_n(rows.begin() + static_cast<std::ptrdiff_t>(at + slot * element_bytes),
+                row - slot * element_bytes, std::byte{0});
+  }
+}
+
+size_t ElementBytes(KvFormat format) {
+  if (format == KvFormat::kF32) return 4;
+  return format == KvFormat::kF16 || format == KvFormat::kBF16 ? 2 : 1;
+}
+
+// kv_page.h: keys, values and scales of one page.
+void ClearPage(KvFormat format, int64_t head_dim, size_t slot, std::span<std::byte> page) {
+  const KvPageLayout layout = KvPageLayoutOf(format, head_dim);
+  const size_t values = static_cast<size_t>(layout.values);
+  const size_t scales = static_cast<size_t>(layout.key_scales);
+  ClearColumns(page.first(values), ElementBytes(format), slot);
+  const auto value_rows = page.subspan(values, scales - values);
+  const auto cleared = value_rows.subspan(value_rows.size() / kPageTokens * slot);
+  std::fill(cleared.begin(), cleared.end(), std::byte{0});
+  ClearColumns(page.subspan(scales), format == KvFormat::kQ8 ? 4 : 2, slot);
 }
 
 }  // namespace
@@ -52,7 +80,10 @@ absl::Status CheckHeadDim(KvFormat format, int64_t head_dim) {
 }
 
 KvLayout::KvLayout(const LayerGroup& group, KvFormat format, int32_t block_tokens)
-    : format_(format), block_tokens_(block_tokens), kv_heads_(group.kv_heads) {
+    : format_(format),
+      block_tokens_(block_tokens),
+      kv_heads_(group.kv_heads),
+      head_dim_(group.head_dim) {
   KVIST_CHECK(block_tokens == 16 || block_tokens == 32 || block_tokens == 64 ||
               block_tokens == 128);
   KVIST_CHECK(HoldsHeadDim(format, group.head_dim));
@@ -63,6 +94,17 @@ KvLayout::KvLayout(const LayerGroup& group, KvFormat format, int32_t block_token
 
 int64_t KvLayout::HeadOffset(int64_t layer_in_group, int64_t kv_head) const {
   return (layer_in_group * kv_heads_ + kv_head) * pages_per_block() * page_bytes_;
+}
+
+void KvLayout::ClearFrom(int32_t first, std::span<std::byte> block) const {
+  KVIST_CHECK(static_cast<int64_t>(block.size()) == block_bytes_);
+  KVIST_CHECK(first >= 0 && first <= block_tokens_);
+  for (int64_t at = 0, page = 0; at < block_bytes_; at += page_bytes_, ++page) {
+    const int64_t kept = first - page % pages_per_block() * kPageTokens;
+    if (kept >= kPageTokens) continue;
+    ClearPage(format_, head_dim_, static_cast<size_t>(std::max<int64_t>(0, kept)),
+              block.subspan(static_cast<size_t>(at), static_cast<size_t>(page_bytes_)));
+  }
 }
 
 }  // namespace kvist::worker

@@ -5,7 +5,9 @@
 #ifndef KVIST_WORKER_KV_LAYOUT_H_
 #define KVIST_WORKER_KV_LAYOUT_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -45,11 +47,15 @@ class KvLayout {
   // Offset inside a block of page 0 of (the group's i-th layer, kv head).
   int64_t HeadOffset(int64_t layer_in_group, int64_t kv_head) const;
   int64_t BytesPerToken() const { return block_bytes_ / block_tokens_; }
+  // Zeroes positions `first` and later in a block's bytes. REQUIRES: block.size() == block_bytes();
+  // 0 <= first <= block_tokens().
+  void ClearFrom(int32_t first, std::span<std::byte> block) const;
 
  private:
   KvFormat format_;
   int32_t block_tokens_;
   int64_t kv_heads_;
+  int64_t head_dim_;
   int64_t page_bytes_;
   int64_t block_bytes_;
 };

@@ -56,7 +56,7 @@ TEST(ForkStreamTest, ARepeatedForkIsExecutedOnce) {
   ASSERT_TRUE(side.Receive(command).ok());
   command.incarnation = Incarnation(99);
   ASSERT_TRUE(side.Receive(command).ok());
-  command.new_session = SessionId("../t");
+  command.new_session = SessionId();
   EXPECT_EQ(side.Receive(command).code(), absl::StatusCode::kInvalidArgument);
   std::vector<CommandResult> results;
   for (const WorkerMessage& message : side.Poll(1, {}, kNoLimit)) {

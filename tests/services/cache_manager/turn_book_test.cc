@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -445,6 +446,60 @@ TEST_F(TurnBookTest, BadFieldsAreNamed) {
   huge.set_model_fingerprint("m");
   huge.set_request(std::string(kMaxOpenRequestBytes + 1, 'x'));
   EXPECT_EQ(DetailsOf(book_->BeginTurn(huge).status()).field, "request");
+}
+
+TEST_F(TurnBookTest, ARestoredSessionGoesOnWhereItsHistoryEnds) {
+  v1::RestoreSessionRequest request;
+  request.set_id("s");
+  request.set_model_fingerprint("m");
+  request.mutable_history_ids()->Add(3);
+  request.mutable_history_ids()->Add(4);
+  request.set_turns(2);
+  request.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
+  request.set_ttl_seconds(60);
+  const auto restored = book_->Restore(request);
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->history_tokens(), 2);
+  EXPECT_EQ(restored->turns(), 2u);
+  EXPECT_EQ(restored->version(), 1u);
+  EXPECT_EQ(restored->expires_unix_ms() - restored->created_unix_ms(), 60'000);
+  EXPECT_EQ(book_->Restore(request).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(Begin("a", "another").status().code(), StatusCode::kFailedPrecondition);
+  const auto begun = Begin("a");
+  ASSERT_TRUE(begun.ok()) << begun.status();
+  EXPECT_EQ(begun->history_ids_size(), 2);
+  EXPECT_EQ(begun->cache().allocation(), v1::CacheParams::STATIC);
+  ASSERT_TRUE(End("a", {5, 6}, 1).ok());
+  EXPECT_EQ(Session().history_ids_size(), 4);
+  EXPECT_EQ(Session().turns(), 3u);
+}
+
+TEST_F(TurnBookTest, WhatCannotBeRestoredIsRefusedWithItsField) {
+  v1::RestoreSessionRequest good;
+  good.set_id("s");
+  good.set_model_fingerprint("m");
+  good.add_history_ids(1);
+  good.set_ttl_seconds(1);
+  const auto field = [&](const std::function<void(v1::RestoreSessionRequest&)>& change) {
+    v1::RestoreSessionRequest request = good;
+    change(request);
+    const absl::Status status = book_->Restore(request).status();
+    EXPECT_FALSE(status.ok());
+    return DetailsOf(status).field;
+  };
+  EXPECT_EQ(field([](auto& r) { r.set_id("a/b"); }), "id");
+  EXPECT_EQ(field([](auto& r) { r.clear_id(); }), "id");
+  EXPECT_EQ(field([](auto& r) { r.clear_model_fingerprint(); }), "model_fingerprint");
+  EXPECT_EQ(field([](auto& r) { r.set_ttl_seconds(0); }), "ttl_seconds");
+  EXPECT_EQ(field([](auto& r) { r.set_ttl_seconds(kMaxTtlSeconds + 1); }), "ttl_seconds");
+  EXPECT_EQ(field([](auto& r) { r.add_history_ids(-1); }), "token_ids");
+  EXPECT_EQ(field([](auto& r) { r.mutable_cache()->mutable_attention()->set_window_tokens(3); }),
+            "cache.attention.window_tokens");
+  EXPECT_EQ(field([](auto& r) {
+              for (size_t i = 0; i < cache_manager::kMaxSessionTokens; ++i) r.add_history_ids(1);
+            }),
+            "token_ids");
+  EXPECT_FALSE(book_->Knows(SessionId("s")));
 }
 
 }  // namespace

@@ -419,6 +419,8 @@ const std::vector<std::vector<std::string>>& Commands() {
                                                 {"sessions", "reset"},
                                                 {"sessions", "truncate"},
                                                 {"sessions", "fork"},
+                                                {"sessions", "export"},
+                                                {"sessions", "import"},
                                                 {"sessions", "delete"},
                                                 {"blocks"},
                                                 {"tokenize"},
@@ -452,7 +454,8 @@ TEST_F(CliTest, ExamplesOfEveryHelpRun) {
     environment.emplace_back(variable);
   }
   for (std::vector<std::string> command : Commands()) {
-    const bool makes_session = !command.empty() && command.back() == "create";
+    const bool makes_session =
+        !command.empty() && (command.back() == "create" || command.back() == "import");
     command.emplace_back("--help");
     const Result help = Kvist(command);
     EXPECT_EQ(help.exit_code, 0) << command[0];

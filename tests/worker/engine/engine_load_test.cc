@@ -4,21 +4,18 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <iterator>
-#include <map>
 #include <memory>
 #include <random>
-#include <set>
-#include <string>
 #include <vector>
 
-#include "cache_manager/worker_mirror.h"
 #include "gtest/gtest.h"
 #include "tests/support/captured_log.h"
 #include "tests/support/faulty_file.h"
 #include "tests/support/hash_backend.h"
 #include "tests/support/hash_reference.h"
 #include "tests/support/long_run.h"
+#include "tests/support/naive_mirror.h"
+#include "tests/support/random_requests.h"
 #include "tests/support/recording_sink.h"
 #include "tests/support/simulated_clock.h"
 #include "tests/support/temp_folder.h"
@@ -26,106 +23,6 @@
 
 namespace kvist::worker {
 namespace {
-
-using cache_manager::AttentionSpan;
-using cache_manager::BlockKey;
-
-// What the events say, kept as simply as can be.
-class NaiveMirror {
- public:
-  // Keeps the manager's own mirror beside it.
-  void Start(const EngineState& state) {
-    cache_manager::WorkerInfo info{.id = WorkerId("w"), .block_tokens = 0};
-    for (const auto& pool : state.pools) {
-      const cache_manager::BlockPool::Options& options = pool->options();
-      info.block_tokens = static_cast<uint32_t>(options.block_tokens);
-      info.pools.push_back({.group = Numbered("group", options.id),
-                            .format = "f16",
-                            .block_tokens = info.block_tokens,
-                            .bytes_per_block = 1,
-                            .num_blocks = static_cast<uint32_t>(options.num_blocks)});
-    }
-    manager_ = std::make_unique<cache_manager::WorkerMirror>(info);
-  }
-  void Drain(cache_manager::EventLog& log) {
-    while (log.waiting() > 0) {
-      const cache_manager::EventRun run = log.TakeBatch();
-      EXPECT_EQ(run.first_seq, next_seq_);
-      next_seq_ += run.events.size();
-      for (const cache_manager::Event& event : run.events) {
-        const absl::Status status = manager_->Apply(event, cache_manager::ApplyMode::kInOrder);
-        ASSERT_TRUE(status.ok()) << status;
-        std::visit([this](const auto& e) { Apply(e); }, event);
-      }
-    }
-  }
-  void ExpectEqual(EngineState state) const {
-    for (size_t p = 0; p < state.pools.size(); ++p) {
-      std::set<BlockKey> named;
-      const cache_manager::BlockPool& pool = *state.pools[p];
-      for (int32_t b = 0; b < pool.options().num_blocks; ++b) {
-        if (!pool.Facts(b).key.empty()) named.insert(pool.Facts(b).key);
-      }
-      EXPECT_EQ(StoredIn(p, cache_manager::Tier::kDevice), named);
-      if (!state.tiers.empty()) {
-        std::set<BlockKey> on_disk;
-        for (int32_t slot = 0; slot < state.tiers[p]->num_slots(); ++slot) {
-          if (const auto block = state.tiers[p]->At(slot)) on_disk.insert(block->key);
-        }
-        EXPECT_EQ(StoredIn(p, cache_manager::Tier::kDisk), on_disk);
-      }
-      EXPECT_EQ(manager_->digest(static_cast<cache_manager::PoolIndex>(p)),
-                state.events.digests()[p]);
-    }
-    EXPECT_TRUE(manager_->CheckInvariants().ok()) << manager_->CheckInvariants();
-    EXPECT_EQ(phases_.size(), state.sessions.size());
-    for (const auto& [place, chain] : chains_) {
-      const auto held = state.sessions.Chain(place.first, place.second);
-      EXPECT_EQ(chain, std::vector<BlockKey>(held.begin(), held.end()));
-    }
-  }
-  void ExpectAllIdleWithoutUnnamedBlocks() const {
-    for (const auto& [session, phase] : phases_) {
-      EXPECT_EQ(phase, cache_manager::SessionPhase::kIdle) << session.value();
-    }
-    for (const auto& [place, blocks] : unnamed_) EXPECT_EQ(blocks, 0u);
-  }
-
- private:
-  std::set<BlockKey> StoredIn(size_t pool, cache_manager::Tier tier) const {
-    const auto stored = stored_.find({pool, tier});
-    return stored == stored_.end() ? std::set<BlockKey>{} : stored->second;
-  }
-  void Apply(const cache_manager::BlockStored& e) {
-    EXPECT_TRUE((stored_[{e.pool, e.tier}].insert(e.key).second));
-  }
-  void Apply(const cache_manager::BlockEvicted& e) {
-    EXPECT_EQ((stored_[{e.pool, e.tier}].erase(e.key)), 1u);
-  }
-  void Apply(const cache_manager::SessionHolds& e) {
-    std::vector<BlockKey>& chain = chains_[{e.session, e.pool}];
-    ASSERT_LE(e.first_block, chain.size());
-    chain.resize(e.first_block);
-    chain.insert(chain.end(), e.keys.begin(), e.keys.end());
-    phases_.try_emplace(e.session, cache_manager::SessionPhase::kActive);
-  }
-  void Apply(const cache_manager::SessionReleased& e) {
-    std::erase_if(chains_, [&](const auto& c) { return c.first.first == e.session; });
-    std::erase_if(unnamed_, [&](const auto& c) { return c.first.first == e.session; });
-    phases_.erase(e.session);
-  }
-  void Apply(const cache_manager::SessionUnnamed& e) {
-    unnamed_[{e.session, e.pool}] = e.partial_blocks + e.reserved_blocks;
-  }
-  void Apply(const cache_manager::SessionPhaseChanged& e) { phases_[e.session] = e.phase; }
-
-  std::unique_ptr<cache_manager::WorkerMirror> manager_;
-  uint64_t next_seq_ = 1;
-  std::map<std::pair<size_t, cache_manager::Tier>, std::set<BlockKey>> stored_;
-  std::map<std::pair<SessionId, uint16_t>, std::vector<BlockKey>> chains_;
-  std::map<std::pair<SessionId, uint16_t>, uint32_t> unnamed_;
-  std::map<SessionId, cache_manager::SessionPhase> phases_;
-};
 
 struct LoadOptions {
   uint64_t seed = 0;
@@ -156,7 +53,8 @@ class Load {
     engine_.max_running_sequences = static_cast<int32_t>(1 + Below(12));
     engine_.max_step_tokens = engine_.max_running_sequences + static_cast<int64_t>(Below(100));
     if (options.drafts) {
-      engine_.max_running_sequences = static_cast<int32_t>(1 + Below(3));
+      engine_.max_running_sequences = static_cast<int32_t>(2 + Below(2));
+      backend_.num_blocks = static_cast<int32_t>(longest / backend_.block_tokens + 1 + Below(3));
       engine_.speculative_tokens = static_cast<int32_t>(1 + Below(kMaxSpeculativeTokens));
       backend_.repeat_tokens = 3 + static_cast<int64_t>(Below(6));
     }
@@ -228,36 +126,13 @@ class Load {
     GenerateRequest request =
         RequestOf(Numbered("r", number), std::move(prompt),
                   1 + static_cast<int64_t>(Below(static_cast<uint64_t>(options_.most_new))));
-    if (Below(2) == 0) {
-      request.sampling = {
-          .temperature = 0.9f, .top_p = 0.95f, .frequency_penalty = 0.3f, .seed = random_()};
-    }
-    if (Below(3) == 0) request.stop.stop_ids = {static_cast<int32_t>(Below(64)), 5};
-    if (Below(4) == 0) request.stop.min_new_tokens = request.stop.max_new_tokens / 2;
-    request.cache = RandomCache();
-    if (Below(4) == 0) request.priority = static_cast<int32_t>(Below(5)) - 2;
-    request.tenant_salt = Below(5) == 0 ? "other" : "";
-    if (Below(2) == 0) request.session = SessionId(Numbered("s", static_cast<int>(Below(20))));
+    const RequestSpace space{.formats = backend_.formats, .disk = options_.disk};
+    DrawDimensions(AnswerDimensions(), space, random_, &request);
+    DrawDimensions(RunDimensions(), space, random_, &request);
     if (Below(100) < 50 * options_.cancel_share) {
       request.deadline = clock_.Now() + std::chrono::milliseconds(Below(60));
     }
     return request;
-  }
-
-  CacheOptions RandomCache() {
-    CacheOptions cache;
-    if (Below(8) == 0) cache.allocation = Allocation::kNone;
-    if (Below(4) == 0) cache.allocation = Allocation::kStatic;
-    if (Below(3) == 0) {
-      // Few different ones, so that sequences share blocks.
-      const AttentionSpan spans[] = {{16, 0}, {16, 3}, {30, 0}, {48, 20}, {100, 4}};
-      cache.attention = spans[Below(std::size(spans))];
-    }
-    if (Below(3) == 0) cache.kv_format = backend_.formats.back();
-    if (options_.disk && cache.allocation != Allocation::kNone && Below(3) != 0) {
-      cache.offload = OffloadTier::kDisk;
-    }
-    return cache;
   }
 
   void AddRequest(int number) {
@@ -389,7 +264,7 @@ TEST(EngineLoadTest, LoadsWithDraftsGiveLoneAnswers) {
     accepted += load.stats().speculation.accepted_tokens;
     rejected += load.stats().speculation.draft_tokens - load.stats().speculation.accepted_tokens;
   }
-  EXPECT_GT(preemptions, 50u);
+  EXPECT_GT(preemptions, 20u);
   EXPECT_GT(accepted, 5000u);
   EXPECT_GT(rejected, 5000u);
 }

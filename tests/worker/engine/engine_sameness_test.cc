@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "tests/support/hash_reference.h"
 #include "tests/support/recording_sink.h"
+#include "tests/support/session_move.h"
 #include "tests/support/simulated_clock.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/tiny_model.h"
@@ -229,30 +230,52 @@ TEST_P(EngineSamenessTest, StaticAndWindowedRequestsAreTheSameHoweverTheyRun) {
   }
 }
 
-// Prompts that repeat, so that there is something to draft; two run at once and some alone.
+// Two run at once, and some alone.
 TEST_P(EngineSamenessTest, DraftsChangeNothing) {
-  SpeculationStats drafted;
+  uint64_t drafted = 0;
   for (const int32_t most : {3, 7}) {
     auto core = MakeCore({.threads = 2, .max_running_sequences = 2, .speculative_tokens = most});
     std::vector<GenerateRequest> requests = MixedRequests();
     std::vector<std::shared_ptr<RecordingSink>> sinks;
     for (GenerateRequest& request : requests) {
       const std::vector<int32_t> once = request.prompt_ids;
-      for (int i = 0; i < 2; ++i) {
-        request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
-      }
-      request.stop.max_new_tokens = 50;
+      request.prompt_ids.insert(request.prompt_ids.end(), once.begin(), once.end());
+      request.stop.max_new_tokens = 60;
+      // Tokens that came are likely to come again, so that there are drafts: in one model they are
+      // right, in another wrong, in a third both in turn.
+      request.sampling.temperature = 1.0f;
+      request.sampling.presence_penalty = -2.0f;
+      request.sampling.frequency_penalty = -0.1f;
+      request.sampling.seed = 7;
       sinks.push_back(Add(*core, request));
     }
     RunToEnd(*core);
     for (size_t i = 0; i < requests.size(); ++i) {
       EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
     }
-    drafted.draft_tokens += core->stats().speculation.draft_tokens;
-    drafted.accepted_tokens += core->stats().speculation.accepted_tokens;
+    drafted += core->stats().speculation.draft_tokens;
   }
-  EXPECT_GT(drafted.accepted_tokens, 0u);
-  EXPECT_GT(drafted.draft_tokens, drafted.accepted_tokens);
+  EXPECT_GT(drafted, 0u);
+}
+
+TEST_P(EngineSamenessTest, ASessionMovedAsASnapshotGivesTheSame) {
+  std::vector<GenerateRequest> requests = Requests();
+  requests[2].cache.attention = {.window_tokens = 32, .sink_tokens = 4};
+  requests[4].cache = {.allocation = Allocation::kStatic, .attention = {18, 17}};
+  for (const GenerateRequest& request : requests) {
+    auto from = MakeCore({});
+    const SessionHistory history = HistoryOf(request, RunAlone(*from, request).ids);
+    GenerateRequest next = request;
+    next.prompt_ids = history.tokens;
+    next.prompt_ids.push_back(3);
+    const Answer cold = RunCold({}, next);
+    auto to = MakeCore({.threads = 2, .max_step_tokens = 40});
+    const int64_t found = PutIn(*to, history, TakeOut(*from, history));
+    const Answer moved = RunAlone(*to, next);
+    EXPECT_TRUE(moved.SameTokensAndBits(cold)) << request.id.value();
+    EXPECT_EQ(found, static_cast<int64_t>(history.tokens.size()) - 1);
+    EXPECT_EQ(moved.cached_tokens, found);
+  }
 }
 
 TEST_P(EngineSamenessTest, PreemptedRequestsGiveTheSame) {
@@ -334,8 +357,9 @@ TEST_P(EngineSamenessTest, SamplesOfOnePromptAreTheSameAsAlone) {
     std::vector<GenerateRequest> samples;
     for (int i = 0; i < 4; ++i) {
       GenerateRequest request = RequestOf("a", Ids(prompt, 1), 20);
-      request.sampling = {.temperature = 0.9f,
-                          .top_p = 0.95f,
+      // Hot enough for the surest of the tiny models to give different answers.
+      request.sampling = {.temperature = 30.0f,
+                          .top_p = 0.99f,
                           .seed = 5,
                           .sample_index = static_cast<uint32_t>(i),
                           .logprobs = 20};

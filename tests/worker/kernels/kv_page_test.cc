@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/worker/kernels/attention_case.h"
+#include "tests/worker/kernels/tested_kernels.h"
 #include "worker/kernels/kernel_table.h"
 
 namespace kvist::worker {
@@ -62,7 +63,7 @@ class KvPageTest : public testing::TestWithParam<const KernelTable*> {
   const KernelTable& table() const { return *GetParam(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Tables, KvPageTest, testing::ValuesIn(AvailableKernels()),
+INSTANTIATE_TEST_SUITE_P(Tables, KvPageTest, testing::ValuesIn(TestedKernels()),
                          [](const auto& test) { return std::string(test.param->name); });
 
 bool AllNan(const std::vector<double>& row) {

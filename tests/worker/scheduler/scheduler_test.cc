@@ -149,6 +149,44 @@ TEST_F(SchedulerTest, WhoWaitsForItsOwnBlocksHoldsNobodyUp) {
   EXPECT_EQ(scheduler->running().front(), first);
 }
 
+TEST_F(SchedulerTest, ASequenceThatJoinsDecodesInTheNextStepBesideTheOneItCameWith) {
+  Make(1000, 3, 16);
+  Job* leader = Add(10, 5);
+  Step();
+  Job* later = Add(4, 5);
+  Job fork;
+  fork.known_tokens = 11;
+  fork.stored_tokens = 10;
+  fork.left = 2;
+  fork.arrival = 99;
+  fork.rank = leader->rank;
+  fork.state = SequenceState::kDecode;
+  ledger->held[&fork] = 10;
+  ASSERT_TRUE(scheduler->HasPlaceFor(fork));  // the one that waits came after the leader
+  scheduler->Join(&fork);
+  EXPECT_EQ(scheduler->running(), (std::vector<Sequence*>{leader, &fork}));
+  Step();
+  EXPECT_EQ(TokensOf(&fork), 1);
+  EXPECT_EQ(TokensOf(later), 4);
+  EXPECT_FALSE(scheduler->HasPlaceFor(fork));  // three run
+  scheduler->Remove(&fork);
+}
+
+TEST_F(SchedulerTest, NobodyJoinsPastOneThatWaitsAndIsServedBefore) {
+  Make(14, 4, 16);
+  Job* leader = Add(10, 3);
+  Job* waits = Add(10, 2);
+  Step();
+  ASSERT_EQ(waits->state, SequenceState::kWaiting);
+  Sequence fork;
+  fork.arrival = 99;
+  fork.rank = leader->rank;  // that of `waits` too, which came earlier
+  EXPECT_FALSE(scheduler->HasPlaceFor(fork));
+  scheduler->AddInRank(&fork);
+  EXPECT_EQ(scheduler->waiting(), (std::vector<Sequence*>{waits, &fork}));
+  scheduler->Remove(&fork);
+}
+
 TEST_F(SchedulerTest, DecodesComeFirstAndPrefillTakesTheRest) {
   Make(1000, 8, 16);
   Job* a = Add(4, 50);

@@ -22,6 +22,9 @@ constexpr int64_t kLeastExpandedTokens = 12;
 
 using LaneFloats = __m256;
 using LaneInts = __m256i;
+// What IntegerDots gives for each token.
+template <gguf::TensorType>
+using StepSum = LaneInts;
 
 KVIST_INLINE __m256 ZeroLanes() { return _mm256_setzero_ps(); }
 KVIST_INLINE __m256 BroadcastLanes(const float* x) { return _mm256_broadcast_ss(x); }

@@ -19,6 +19,9 @@ constexpr int64_t kLeastExpandedTokens = 0;  // never: the packed blocks are the
 
 using LaneFloats = Vec16;
 using LaneInts = Int16Lanes;
+// What IntegerDots gives for each token.
+template <gguf::TensorType>
+using StepSum = LaneInts;
 
 KVIST_INLINE LaneFloats ZeroLanes() { return Broadcast(0.0f); }
 KVIST_INLINE LaneFloats BroadcastLanes(const float* x) { return Broadcast(*x); }

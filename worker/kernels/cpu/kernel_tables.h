@@ -15,6 +15,7 @@ inline constexpr int kAttentionTileRows = 32;
 
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512VnniKernels;
 
 }  // namespace kvist::worker
 

@@ -1,6 +1,6 @@
 // The table "avx2": needs AVX2, FMA and F16C. Everything here has internal linkage except the
 // table: an inline function compiled with these flags must never be the copy that the linker keeps
-// for the others (kernels_avx2_symbols_test).
+// for the others (no_shared_symbols_avx2).
 #include <cstddef>
 #include <cstdint>
 

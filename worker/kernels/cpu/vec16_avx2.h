@@ -18,6 +18,8 @@ struct Int16Lanes {
 };
 using Mask16 = Int16Lanes;  // all ones or all zeros
 
+constexpr int kRowTile = 4;  // rows of attention that share loads of K and V in registers
+
 KVIST_INLINE Vec16 Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 KVIST_INLINE void Store(float* p, Vec16 v) {
   _mm256_storeu_ps(p, v.low);

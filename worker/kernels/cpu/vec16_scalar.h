@@ -27,6 +27,8 @@ struct Int16Lanes {
 };
 using Mask16 = Int16Lanes;  // all ones or all zeros
 
+constexpr int kRowTile = 4;  // rows of attention that share loads of K and V in registers
+
 KVIST_INLINE Vec16 Load(const float* p) {
   Vec16 r;
   std::memcpy(&r, p, sizeof(r));
