@@ -21,7 +21,7 @@ std::string Text(const CacheWish& wish) {
   }
   absl::StrAppend(&text, " ", params->kv_format());
   if (params->offload() != v1::CacheParams::OFFLOAD_UNSPECIFIED) {
-    absl::StrAppend(&text, " ", OffloadName(params->offload()));
+    text.append(" ").append(OffloadName(params->offload()));
   }
   return text;
 }

@@ -161,8 +161,10 @@ TEST_F(SqliteStoreTest, StoresOfOlderVersionsAreTakenOver) {
                                  "PRAGMA user_version = 1",
                                  "ALTER TABLE sessions DROP COLUMN offload;"
                                  "PRAGMA user_version = 2"}) {
-    const auto old = SqliteDatabase::Open(file_);
-    ASSERT_TRUE((*old)->Execute(undo).ok());
+    {
+      const auto old = SqliteDatabase::Open(file_);
+      ASSERT_TRUE((*old)->Execute(undo).ok());
+    }
     for (int i = 0; i < 2; ++i) {
       const auto store = Open();
       ASSERT_NE(store, nullptr);

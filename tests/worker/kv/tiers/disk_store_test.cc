@@ -91,7 +91,7 @@ class DiskStoreTest : public testing::Test {
   }
 
   TempFolder folder_;
-  const SystemClock clock_;
+  const SystemClock clock_{};
   std::shared_ptr<DiskFaults> faults_ = std::make_shared<DiskFaults>();
   std::unique_ptr<DiskStore> store_;
 };
