@@ -253,7 +253,7 @@ absl::Status ExportSession(FrontendState& state, const v1::ExportSessionRequest&
                            grpc::ServerContext* context,
                            grpc::ServerWriter<v1::ExportSessionResponse>* writer) {
   KVIST_RETURN_IF_ERROR(ValidateId("id", request.id()));
-  KVIST_ASSIGN_OR_RETURN(const auto ticket, state.session_files.Admit());
+  KVIST_ASSIGN_OR_RETURN(const auto ticket, state.session_files.Admit(1));
   return Exporter(state, context, writer).Run(request.id());
 }
 

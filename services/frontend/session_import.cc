@@ -88,7 +88,7 @@ class Importer {
       return InvalidField("start", "must be the first message");
     }
     id_ = message.start().id();
-    if (!id_.empty()) KVIST_RETURN_IF_ERROR(ValidateNewSessionId(id_));
+    if (!id_.empty()) KVIST_RETURN_IF_ERROR(ValidateNewSessionId("id", id_));
     while (Read(&message)) {
       if (message.part_case() != v1::ImportSessionRequest::kData) {
         return InvalidField("data", "must follow the start");
@@ -122,7 +122,7 @@ class Importer {
     const worker::SessionFileRecord& record = *file_.record();
     if (id_.empty()) {
       id_ = record.id;
-      KVIST_RETURN_IF_ERROR(ValidateNewSessionId(id_));
+      KVIST_RETURN_IF_ERROR(ValidateNewSessionId("id", id_));
     }
     const auto allocation = AllocationFromName(record.allocation);
     if (AllocationName(allocation) != record.allocation) {
@@ -328,7 +328,7 @@ class Importer {
 absl::Status ImportSession(FrontendState& state, grpc::ServerContext* context,
                            grpc::ServerReader<v1::ImportSessionRequest>* reader,
                            v1::ImportSessionResponse* response) {
-  KVIST_ASSIGN_OR_RETURN(const auto ticket, state.session_files.Admit());
+  KVIST_ASSIGN_OR_RETURN(const auto ticket, state.session_files.Admit(1));
   return Importer(state, context, reader, response).Run();
 }
 
