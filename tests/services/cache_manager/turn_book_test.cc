@@ -452,8 +452,7 @@ TEST_F(TurnBookTest, ARestoredSessionGoesOnWhereItsHistoryEnds) {
   v1::RestoreSessionRequest request;
   request.set_id("s");
   request.set_model_fingerprint("m");
-  request.mutable_history_ids()->Add(3);
-  request.mutable_history_ids()->Add(4);
+  for (const int32_t id : {3, 4}) request.add_history_ids(id);
   request.set_turns(2);
   request.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
   request.set_ttl_seconds(60);
@@ -465,10 +464,9 @@ TEST_F(TurnBookTest, ARestoredSessionGoesOnWhereItsHistoryEnds) {
   EXPECT_EQ(restored->expires_unix_ms() - restored->created_unix_ms(), 60'000);
   EXPECT_EQ(book_->Restore(request).status().code(), StatusCode::kAlreadyExists);
   EXPECT_EQ(Begin("a", "another").status().code(), StatusCode::kFailedPrecondition);
-  const auto begun = Begin("a");
-  ASSERT_TRUE(begun.ok()) << begun.status();
-  EXPECT_EQ(begun->history_ids_size(), 2);
-  EXPECT_EQ(begun->cache().allocation(), v1::CacheParams::STATIC);
+  const auto begun = Begin("a").value();
+  EXPECT_EQ(begun.history_ids_size(), 2);
+  EXPECT_EQ(begun.cache().allocation(), v1::CacheParams::STATIC);
   ASSERT_TRUE(End("a", {5, 6}, 1).ok());
   EXPECT_EQ(Session().history_ids_size(), 4);
   EXPECT_EQ(Session().turns(), 3u);
@@ -483,9 +481,7 @@ TEST_F(TurnBookTest, WhatCannotBeRestoredIsRefusedWithItsField) {
   const auto field = [&](const std::function<void(v1::RestoreSessionRequest&)>& change) {
     v1::RestoreSessionRequest request = good;
     change(request);
-    const absl::Status status = book_->Restore(request).status();
-    EXPECT_FALSE(status.ok());
-    return DetailsOf(status).field;
+    return DetailsOf(book_->Restore(request).status()).field;
   };
   EXPECT_EQ(field([](auto& r) { r.set_id("a/b"); }), "id");
   EXPECT_EQ(field([](auto& r) { r.clear_id(); }), "id");
@@ -495,10 +491,8 @@ TEST_F(TurnBookTest, WhatCannotBeRestoredIsRefusedWithItsField) {
   EXPECT_EQ(field([](auto& r) { r.add_history_ids(-1); }), "token_ids");
   EXPECT_EQ(field([](auto& r) { r.mutable_cache()->mutable_attention()->set_window_tokens(3); }),
             "cache.attention.window_tokens");
-  EXPECT_EQ(field([](auto& r) {
-              for (size_t i = 0; i < cache_manager::kMaxSessionTokens; ++i) r.add_history_ids(1);
-            }),
-            "token_ids");
+  constexpr int kTooMany = static_cast<int>(cache_manager::kMaxSessionTokens) + 1;
+  EXPECT_EQ(field([](auto& r) { r.mutable_history_ids()->Resize(kTooMany, 1); }), "token_ids");
   EXPECT_FALSE(book_->Knows(SessionId("s")));
 }
 
