@@ -5,7 +5,6 @@
 // Counters: GMAC/s on one thread; weights GB/s. Matrices that do not fit the caches for one token,
 // that do for many.
 #include <benchmark/benchmark.h>
-#include <immintrin.h>
 
 #include <cstdint>
 #include <random>
@@ -14,6 +13,7 @@
 
 #include "tests/worker/kernels/attention_case.h"
 #include "tests/worker/kernels/product_case.h"
+#include "worker/kernels/cpu/int8_peak.h"
 #include "worker/kernels/kernel_table.h"
 
 namespace kvist::worker {
@@ -117,34 +117,22 @@ void BenchmarkReadBandwidth(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * memory.size() * 8);
 }
 
-// Independent chains of the 8-bit multiply with a 16-bit add: 32 multiplications each.
-__attribute__((target("avx2"))) void BenchmarkMaddubs(benchmark::State& state) {
-  __m256i sums[8];
-  for (auto& s : sums) s = _mm256_setzero_si256();
-  __m256i weights = _mm256_set1_epi8(3);
-  const __m256i a = _mm256_set1_epi8(1);
-  for (auto _ : state) {
-    for (int i = 0; i < 1024; ++i) {
-      benchmark::DoNotOptimize(weights);
-#pragma GCC unroll 8
-      for (auto& s : sums) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(weights, a));
-    }
-    benchmark::DoNotOptimize(sums);
-  }
-  state.counters["GMAC/s"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * 1e-9 * 1024 * 8 * 32, benchmark::Counter::kIsRate);
+void BenchmarkInt8Peak(benchmark::State& state, const KernelTable* table) {
+  int64_t macs = 0;
+  for (auto _ : state) macs += RunInt8MultiplyAdds(table->name, 4096);
+  state.counters["GMAC/s"] =
+      benchmark::Counter(static_cast<double>(macs) * 1e-9, benchmark::Counter::kIsRate);
 }
 
 void RegisterAll() {
   benchmark::RegisterBenchmark("bound/read_bandwidth", BenchmarkReadBandwidth);
-  if (__builtin_cpu_supports("avx2"))
-    benchmark::RegisterBenchmark("bound/maddubs", BenchmarkMaddubs);
   for (gguf::TensorType type : kAllTypes) {
     const std::string title = "pack/" + std::string(gguf::TensorTypeName(type));
     benchmark::RegisterBenchmark(title.c_str(), BenchmarkPack, type);
   }
   for (const KernelTable* table : AvailableKernels()) {
     const std::string name(table->name);
+    benchmark::RegisterBenchmark(("bound/int8/" + name).c_str(), BenchmarkInt8Peak, table);
     for (gguf::TensorType type : kAllTypes) {
       const std::string title = "product/" + name + "/" + std::string(gguf::TensorTypeName(type));
       auto* bench = benchmark::RegisterBenchmark(title.c_str(), BenchmarkProduct, table, type);
