@@ -27,7 +27,7 @@ namespace {
 
 namespace cm = ::kvist::cache_manager;
 
-constexpr std::string_view kMagic = "kvistses";
+constexpr std::string_view kSessionMagic = "kvistses";
 constexpr size_t kDigestBytes = 32;
 
 // Numbers and texts behind each other. Single-threaded.
@@ -272,7 +272,7 @@ std::string EncodeSessionFileHead(const SessionFileRecord& record) {
     }
   }
   Writer head;
-  head.bytes().append(kMagic);
+  head.bytes().append(kSessionMagic);
   head.Put(kSessionFileVersion);
   head.Put(static_cast<uint32_t>(body.bytes().size()));
   head.Put(record.blocks.has_value() ? record.blocks->records_bytes() : uint64_t{0});
@@ -318,10 +318,10 @@ std::string SessionFileTrailer(const SessionFileChecksum::Digest& digest,
 }
 
 absl::Status SessionFileReader::TakeFront() {
-  if (std::string_view(gathered_).substr(0, kMagic.size()) != kMagic) {
+  if (std::string_view(gathered_).substr(0, kSessionMagic.size()) != kSessionMagic) {
     return InvalidField("magic", "this is no session file");
   }
-  Reader reader(std::string_view(gathered_).substr(kMagic.size()));
+  Reader reader(std::string_view(gathered_).substr(kSessionMagic.size()));
   const uint32_t version = reader.Get<uint32_t>("version");
   if (version != kSessionFileVersion) {
     return InvalidField("version", absl::StrCat("the session file has version ", version,
