@@ -40,10 +40,12 @@ def ratio_chart(result, path):
         middle = statistics.median(found)
         axes.barh(place, middle, color=OURS, xerr=[[middle - min(found)], [max(found) - middle]],
                   capsize=2)
-        axes.text(max(found), place, f"  {report_math.number(middle)}x", va="center", fontsize=8)
+        axes.text(max(*found, row.get("goal") or 0), place, f"  {report_math.number(middle)}x",
+                  va="center", fontsize=8)
         if row.get("goal") is not None:
             axes.plot([row["goal"]] * 2, [place - 0.4, place + 0.4], color=GOAL)
     axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlim(right=1.1 * axes.get_xlim()[1])  # room for the numbers
     axes.set_yticks(range(len(rows)), [f"{row['model']}: {row['work']}" for row in rows],
                     fontsize=8)
     axes.invert_yaxis()
