@@ -102,14 +102,12 @@ class SharedStream {
     MutexLock lock(mutex_);
     return client_->Write(response);
   }
-  bool Gone() ABSL_LOCKS_EXCLUDED(mutex_) {
-    MutexLock lock(mutex_);
-    return client_->Gone();
-  }
+  // Does not wait for a Write: who asks has a worker to listen to.
+  bool Gone() { return client_->Gone(); }
 
  private:
-  Mutex mutex_;
-  ClientStream* const client_ ABSL_PT_GUARDED_BY(mutex_);
+  Mutex mutex_;  // held in client_->Write
+  ClientStream* const client_;
 };
 
 // One sample's view of it: what is told once for all comes from the first. Used by one thread.
