@@ -1,9 +1,12 @@
 #include "services/frontend/samples.h"
 
+#include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,6 +14,22 @@
 #include <vector>
 
 #include "tests/services/frontend/scripted_worker.h"
+
+namespace {
+
+// How many threads its own may start before one is refused; negative: as many as it likes.
+thread_local int threads_left = -1;
+
+}  // namespace
+
+// In the place of libc's, for every thread of the process.
+extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                              void* (*run)(void*), void* argument) {
+  using Create = int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
+  static const auto create = reinterpret_cast<Create>(dlsym(RTLD_NEXT, "pthread_create"));
+  if (threads_left >= 0 && threads_left-- == 0) return EAGAIN;
+  return create(thread, attributes, run, argument);
+}
 
 namespace kvist::services {
 namespace {
@@ -305,6 +324,22 @@ TEST_F(SamplesTest, AClientThatDoesNotReadMakesNoWorkerCountAsLost) {
   }
   EXPECT_EQ(worker.calls(), 2);
   EXPECT_TRUE(client.asked_while_stuck());
+}
+
+TEST_F(SamplesTest, WhereThreadsRunOutASampleIsRefusedAndTheOthersRun) {
+  ScriptedWorker worker("a", Complete);
+  threads_left = 1;
+  const auto outcomes = Run({&worker}, 4);
+  ASSERT_LT(threads_left, 0);
+  EXPECT_EQ(worker.calls(), 3);
+  for (const size_t i : {0, 1, 3}) {
+    EXPECT_TRUE(outcomes[i].result.status.ok()) << outcomes[i].result.status;
+    EXPECT_EQ(outcomes[i].kept_ids.size(), static_cast<size_t>(kMost));
+  }
+  EXPECT_EQ(outcomes[2].result.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(outcomes[2].result.reason, v1::ERROR);
+  EXPECT_EQ(outcomes[2].result.attempts, 0u);
+  EXPECT_EQ(Ends().size(), 3u);
 }
 
 }  // namespace
