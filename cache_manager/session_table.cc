@@ -51,6 +51,9 @@ struct SessionTable::State {
   Record* FindOrMake(const SessionId& session, const TenantId& tenant);
   // Releases what changed longest ago and is not active, `keep` excepted. False if there is none.
   bool ReleaseOldest(const SessionId& keep);
+  // Releases such until one more session with so many keys has room. False, and nothing happens, if
+  // all of them together would not be enough.
+  bool MakeRoom(size_t keys);
   void Release(Record& record);
   void Touch(Record& record) { by_change.splice(by_change.end(), by_change, record.by_change); }
   // Runs `change` on one holding and keeps the digest.
@@ -99,6 +102,21 @@ bool SessionTable::State::ReleaseOldest(const SessionId& keep) {
     return true;
   }
   return false;
+}
+
+bool SessionTable::State::MakeRoom(size_t keys) {
+  size_t least_sessions = by_id.size(), least_keys = chain_keys;
+  for (const size_t slot : by_change) {
+    const Record& record = records[slot];
+    if (record.facts.phase == SessionPhase::kActive) continue;
+    --least_sessions;
+    for (const PoolHolding& holding : record.pools) least_keys -= holding.keys.size();
+  }
+  if (least_sessions == max_sessions || least_keys + keys > kMaxChainKeysPerWorker) return false;
+  while (by_id.size() == max_sessions || chain_keys + keys > kMaxChainKeysPerWorker) {
+    KVIST_CHECK(ReleaseOldest(SessionId()), "there was one to release");
+  }
+  return true;
 }
 
 void SessionTable::State::Release(Record& record) {
@@ -180,12 +198,17 @@ bool SessionTable::Fork(const SessionId& from, const SessionId& to) {
   if (record == nullptr || state_->Find(to) != nullptr) return false;
   const TenantId tenant = record->facts.tenant;
   std::vector<std::vector<BlockKey>> chains;  // making room may release `from`
-  for (const PoolHolding& holding : record->pools) chains.push_back(holding.keys);
+  size_t keys = 0;
+  for (const PoolHolding& holding : record->pools) {
+    chains.push_back(holding.keys);
+    keys += holding.keys.size();
+  }
+  if (!state_->MakeRoom(keys)) return false;
   for (size_t pool = 0; pool < chains.size(); ++pool) {
     SetChain(to, tenant, static_cast<PoolIndex>(pool), 0, chains[pool]);
   }
   SetPhase(to, SessionPhase::kIdle);
-  return state_->Find(to) != nullptr;
+  return true;
 }
 
 void SessionTable::SetPhase(const SessionId& session, SessionPhase phase) {

@@ -17,7 +17,7 @@
 
 namespace kvist::services {
 
-// Used by one thread.
+// Write: by one thread at a time. Gone: by any, also while one waits in Write; it does not wait.
 class ClientStream {
  public:
   virtual ~ClientStream() = default;
@@ -32,7 +32,7 @@ class SlowClientWatch {
   SlowClientWatch(std::chrono::milliseconds patience, const Clock* clock);
   ~SlowClientWatch();
 
-  // A synchronous gRPC stream under watch. Used by one thread (Thread-compatible).
+  // A synchronous gRPC stream under watch. Called as ClientStream says.
   class Stream final : public ClientStream {
    public:
     Stream(SlowClientWatch* watch, grpc::ServerContext* context,

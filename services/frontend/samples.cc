@@ -1,10 +1,13 @@
 #include "services/frontend/samples.h"
 
 #include <algorithm>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/logging.h"
 #include "common/base/status.h"
 
 namespace kvist::services {
@@ -102,14 +105,12 @@ class SharedStream {
     MutexLock lock(mutex_);
     return client_->Write(response);
   }
-  bool Gone() ABSL_LOCKS_EXCLUDED(mutex_) {
-    MutexLock lock(mutex_);
-    return client_->Gone();
-  }
+  // Does not wait for a Write: who asks has a worker to listen to.
+  bool Gone() { return client_->Gone(); }
 
  private:
-  Mutex mutex_;
-  ClientStream* const client_ ABSL_PT_GUARDED_BY(mutex_);
+  Mutex mutex_;  // held in client_->Write
+  ClientStream* const client_;
 };
 
 // One sample's view of it: what is told once for all comes from the first. Used by one thread.
@@ -167,10 +168,7 @@ class Samples {
         outcomes_(request.session_ids.size()) {}
 
   std::vector<SampleOutcome> Run() {
-    std::vector<std::thread> threads;
-    for (int32_t sample = 1; sample < static_cast<int32_t>(outcomes_.size()); ++sample) {
-      threads.emplace_back([this, sample] { RunSibling(sample); });
-    }
+    std::vector<std::thread> threads = StartSiblings();
     FirstChooser chooser(request_.make_chooser(), &first_);
     SampleStream stream(&shared_, &first_);
     outcomes_[0] = RunOne(request_, 0, context_, chooser, stream);
@@ -186,6 +184,23 @@ class Samples {
   }
 
  private:
+  std::vector<std::thread> StartSiblings() {
+    std::vector<std::thread> threads;
+    threads.reserve(outcomes_.size());
+    for (int32_t sample = 1; sample < static_cast<int32_t>(outcomes_.size()); ++sample) {
+      try {
+        threads.emplace_back([this, sample] { RunSibling(sample); });
+      } catch (const std::system_error& error) {  // the process may have no more
+        LogWarning("request {}: no thread for sample {}: {}", request_.relay.base.request_id(),
+                   sample, std::string(error.what()));
+        RelayResult& result = outcomes_[static_cast<size_t>(sample)].result;
+        result.reason = v1::ERROR;
+        result.status = Overloaded("the frontend has as many threads as it may", 1'000);
+      }
+    }
+    return threads;
+  }
+
   void RunSibling(int32_t sample) {
     const FirstWorker::Worker* const worker = first_.Wait();
     if (worker == nullptr) return;

@@ -42,10 +42,10 @@ struct SamplesContext {
   const Clock& clock;
 };
 
-// Runs all samples to their ends, by sample. Blocks; of several samples each has a thread. The
-// others begin when a worker has taken sample 0, at that worker; if none takes it, they end as it
-// does. From then on they are on their own: one that fails, or whose worker is lost, leaves the
-// others as they are. Of several, a SampleFinished goes out as each ends.
+// Runs all samples to their ends, by sample. Blocks. Of several, each has a thread, or where there
+// is none ends as RESOURCE_EXHAUSTED. The others begin when a worker has taken sample 0, at it; if
+// none does, they end as it does. From then on they are on their own: one that fails, or whose
+// worker is lost, leaves the others as they are. Of several, each one's end is a SampleFinished.
 std::vector<SampleOutcome> RunSamples(const SamplesRequest& request, const SamplesContext& context,
                                       ClientStream& client);
 

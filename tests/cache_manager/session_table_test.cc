@@ -148,5 +148,32 @@ TEST_F(SessionTableTest, AForkMayTakeThePlaceOfTheOneItIsOf) {
   EXPECT_EQ(ChainLength("d"), 3u);
 }
 
+// All chains of a fork, or none: those of one pool alone would be a holding that nobody has.
+TEST_F(SessionTableTest, AForkWithRoomForOnePoolsChainOnlyChangesNothing) {
+  EventLog log({.num_pools = 2});
+  SessionTable table(kMaxSessionsPerWorker, &log);
+  const std::vector<BlockKey> longest = Keys(kMaxChainBlocks);
+  const size_t fit = kMaxChainKeysPerWorker / kMaxChainBlocks;
+  for (const PoolIndex pool : {0, 1})
+    table.SetChain(SessionId("a"), TenantId("t"), pool, 0, longest);
+  for (size_t i = 2; i + 2 < fit; ++i) {
+    table.SetChain(SessionId(std::to_string(i)), TenantId("t"), 0, 0, longest);
+  }
+  table.SetChain(SessionId("idle"), TenantId("t"), 0, 0, Keys(1));
+  table.SetPhase(SessionId("idle"), SessionPhase::kIdle);
+  table.SetChain(SessionId("last"), TenantId("t"), 0, 0, Keys(1));
+  const uint64_t seq = log.last_seq();
+  EXPECT_FALSE(table.Fork(SessionId("a"), SessionId("b")));
+  EXPECT_EQ(log.last_seq(), seq);
+  EXPECT_TRUE(table.Chain(SessionId("b"), 0).empty());
+  EXPECT_EQ(table.Chain(SessionId("idle"), 0).size(), 1u);
+  EXPECT_TRUE(table.CheckInvariants().ok());
+  // With what an idle session has it is enough.
+  table.SetPhase(SessionId("last"), SessionPhase::kIdle);
+  EXPECT_TRUE(table.Fork(SessionId("a"), SessionId("b")));
+  EXPECT_EQ(table.Chain(SessionId("b"), 1).size(), kMaxChainBlocks);
+  EXPECT_TRUE(table.CheckInvariants().ok());
+}
+
 }  // namespace
 }  // namespace kvist::cache_manager

@@ -1,9 +1,12 @@
 #include "services/frontend/samples.h"
 
+#include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,6 +14,22 @@
 #include <vector>
 
 #include "tests/services/frontend/scripted_worker.h"
+
+namespace {
+
+// How many threads its own may start before one is refused; negative: as many as it likes.
+thread_local int threads_left = -1;
+
+}  // namespace
+
+// In the place of libc's, for every thread of the process.
+extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                              void* (*run)(void*), void* argument) {
+  using Create = int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
+  static const auto create = reinterpret_cast<Create>(dlsym(RTLD_NEXT, "pthread_create"));
+  if (threads_left >= 0 && threads_left-- == 0) return EAGAIN;
+  return create(thread, attributes, run, argument);
+}
 
 namespace kvist::services {
 namespace {
@@ -56,6 +75,53 @@ class RecordingClient final : public ClientStream {
   std::atomic<bool> busy_ = false;
 };
 
+// One that does not read sample 0's first delta until somebody asks whether it is gone, for a
+// second at most.
+class StuckClient final : public ClientStream {
+ public:
+  bool Write(const v1::GenerateResponse& response) override {
+    const auto most = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    MutexLock lock(mutex_);
+    if (response.delta().sample() == 1) has_second_ = true;
+    changed_.NotifyAll();
+    if (!response.has_delta() || response.delta().sample() != 0 || was_stuck_) return true;
+    was_stuck_ = stuck_ = true;
+    while (!asked_ && changed_.WaitUntil(mutex_, most)) {
+    }
+    stuck_ = false;
+    changed_.NotifyAll();
+    return true;
+  }
+  bool Gone() override {
+    MutexLock lock(mutex_);
+    if (stuck_) asked_ = true;
+    changed_.NotifyAll();
+    return false;
+  }
+  bool asked_while_stuck() {
+    MutexLock lock(mutex_);
+    return asked_;
+  }
+  // Returns when sample 1 has written.
+  void WaitForSecond() {
+    MutexLock lock(mutex_);
+    while (!has_second_) changed_.Wait(mutex_);
+  }
+  // Returns when that Write is over.
+  void WaitUntilFree() {
+    MutexLock lock(mutex_);
+    while (!was_stuck_ || stuck_) changed_.Wait(mutex_);
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool has_second_ ABSL_GUARDED_BY(mutex_) = false;
+  bool was_stuck_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;
+  bool asked_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
 class SamplesTest : public ::testing::Test {
  protected:
   SamplesTest() {
@@ -78,7 +144,7 @@ class SamplesTest : public ::testing::Test {
   std::vector<SampleOutcome> Run(const std::vector<ScriptedWorker*>& workers, int samples) {
     for (int i = 0; i < samples; ++i) request_.session_ids.push_back("s" + std::to_string(i));
     request_.make_chooser = [workers] { return std::make_unique<ListChooser>(workers); };
-    return RunSamples(request_, {options_, in_flight_, clock_}, client_);
+    return RunSamples(request_, {options_, in_flight_, clock_}, *stream_);
   }
   // The call of each request as it came to a worker's script.
   void Note(const ScriptStream& stream) {
@@ -101,6 +167,7 @@ class SamplesTest : public ::testing::Test {
   std::unique_ptr<const text::Tokenizer> tokenizer_ = LetterTokenizer();
   SamplesRequest request_;
   RecordingClient client_;
+  ClientStream* stream_ = &client_;
   Mutex mutex_;
   std::vector<v1::WorkerGenerateRequest> calls_;
 };
@@ -233,6 +300,46 @@ TEST_F(SamplesTest, AClientThatIsGoneEndsAll) {
     EXPECT_EQ(outcome.result.reason, v1::CANCELLED);
     EXPECT_EQ(outcome.result.status.code(), absl::StatusCode::kCancelled);
   }
+}
+
+// The silence that counts is the worker's: not the time a sibling's answer takes to go out.
+TEST_F(SamplesTest, AClientThatDoesNotReadMakesNoWorkerCountAsLost) {
+  StuckClient client;
+  stream_ = &client;
+  ScriptedWorker worker("a", [&client](ScriptStream& stream) {
+    stream.Accept();
+    if (stream.request().request_id() == "r") {
+      client.WaitForSecond();
+    } else if (stream.request().attempt() == 1) {
+      stream.Tokens(0, 1);
+      client.WaitUntilFree();
+    }
+    stream.Tokens(stream.request().generated_ids_size(), kMost);
+    stream.Finish(v1::LENGTH);
+    return grpc::Status::OK;
+  });
+  for (const SampleOutcome& outcome : Run({&worker}, 2)) {
+    EXPECT_TRUE(outcome.result.status.ok()) << outcome.result.status;
+    EXPECT_EQ(outcome.result.attempts, 1u);
+  }
+  EXPECT_EQ(worker.calls(), 2);
+  EXPECT_TRUE(client.asked_while_stuck());
+}
+
+TEST_F(SamplesTest, WhereThreadsRunOutASampleIsRefusedAndTheOthersRun) {
+  ScriptedWorker worker("a", Complete);
+  threads_left = 1;
+  const auto outcomes = Run({&worker}, 4);
+  ASSERT_LT(threads_left, 0);
+  EXPECT_EQ(worker.calls(), 3);
+  for (const size_t i : {0, 1, 3}) {
+    EXPECT_TRUE(outcomes[i].result.status.ok()) << outcomes[i].result.status;
+    EXPECT_EQ(outcomes[i].kept_ids.size(), static_cast<size_t>(kMost));
+  }
+  EXPECT_EQ(outcomes[2].result.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(outcomes[2].result.reason, v1::ERROR);
+  EXPECT_EQ(outcomes[2].result.attempts, 0u);
+  EXPECT_EQ(Ends().size(), 3u);
 }
 
 }  // namespace
