@@ -18,12 +18,34 @@ using cache_manager::BlockPool;
 using cache_manager::BlockRef;
 using cache_manager::PartialMatch;
 using cache_manager::PoolIndex;
+using cache_manager::Reservation;
 using cache_manager::SessionPhase;
 
 namespace {
 
 // Advice to who found kMaxSessionCopies under way: most last a few seconds.
 constexpr int64_t kRetryMs = 1'000;
+
+// A promise of each layer group's pool. `held`: the copy has the blocks already.
+absl::StatusOr<std::vector<Reservation>> Promise(const FormatCache& format,
+                                                 const std::vector<int64_t>& blocks, bool held) {
+  std::vector<Reservation> promises;
+  for (size_t g = 0; g < blocks.size(); ++g) {
+    BlockPool& pool = *format.cache.groups()[g].pool;
+    if (blocks[g] > pool.MaxPromised()) {
+      return absl::ResourceExhaustedError(
+          "the snapshot has " + std::to_string(blocks[g]) + " blocks of a layer group; at most " +
+          std::to_string(pool.MaxPromised()) + " of the KV memory here may be promised");
+    }
+    const auto count = static_cast<int32_t>(blocks[g]);
+    auto promise = pool.Reserve({.blocks = count, .held = held ? count : 0});
+    if (!promise.ok()) {
+      return Overloaded("the KV memory is in use or promised to others now", kRetryMs);
+    }
+    promises.push_back(*std::move(promise));
+  }
+  return promises;
+}
 
 }  // namespace
 
@@ -37,6 +59,7 @@ struct SessionCopies::Copy {
   FormatCache* format = nullptr;
   int64_t tokens = 0;
   std::vector<Held> held;
+  std::vector<Reservation> promises;  // by layer group
   // Of an import:
   SessionHistory history;
   std::vector<BlockKey> keys;  // of the full blocks, behind the root
@@ -53,6 +76,7 @@ struct SessionCopies::Copy {
 struct SessionCopies::Match {
   int64_t tokens = 0;
   std::vector<Held> held;
+  std::vector<int64_t> blocks;  // of each layer group
 };
 
 SessionCopies::SessionCopies(Backend* backend,
@@ -79,17 +103,16 @@ BlockKey SessionCopies::RootOf(const FormatCache& format, const SessionHistory& 
                                  .tenant_salt = history.tenant_salt});
 }
 
-SessionCopies::Match SessionCopies::MatchOf(FormatCache* format,
-                                            const SessionHistory& history) const {
+SessionCopies::Match SessionCopies::MatchOf(FormatCache* format, const SessionHistory& history,
+                                            int64_t limit) const {
   Match match;
-  const int64_t total = static_cast<int64_t>(history.tokens.size());
+  const auto tokens = std::span<const int32_t>(history.tokens).first(static_cast<size_t>(limit));
   const BlockKey root = RootOf(*format, history);
   SequenceBlocks blocks(&format->cache,
-                        {.root = root, .attention = history.cache.attention, .max_tokens = total});
-  match.tokens = blocks.MatchBlocks(history.tokens, total);
+                        {.root = root, .attention = history.cache.attention, .max_tokens = limit});
+  match.tokens = blocks.MatchBlocks(tokens, limit);
   const auto named = blocks.named();
-  const auto rest =
-      std::span<const int32_t>(history.tokens).subspan(static_cast<size_t>(match.tokens));
+  const auto rest = tokens.subspan(static_cast<size_t>(match.tokens));
   const auto next =
       rest.first(std::min(rest.size(), static_cast<size_t>(format->cache.block_tokens() - 1)));
   int64_t more = static_cast<int64_t>(next.size());
@@ -99,6 +122,7 @@ SessionCopies::Match SessionCopies::MatchOf(FormatCache* format,
     more = std::min<int64_t>(more, found.matched_tokens);
     partial.push_back(std::move(found.block));
   }
+  match.blocks.resize(partial.size());
   for (size_t g = 0; g < partial.size(); ++g) {
     for (size_t b = 0; b < named.size(); ++b) {
       if (blocks.table(g)[b] < 0) continue;
@@ -109,6 +133,7 @@ SessionCopies::Match SessionCopies::MatchOf(FormatCache* format,
     match.held.push_back(
         {{static_cast<int32_t>(g), static_cast<int64_t>(named.size())}, std::move(partial[g])});
   }
+  for (const Held& held : match.held) ++match.blocks[static_cast<size_t>(held.place.group)];
   match.tokens += std::max<int64_t>(more, 0);
   blocks.Discard();
   return match;
@@ -135,9 +160,21 @@ absl::StatusOr<SessionExport> SessionCopies::BeginExport(const SessionHistory& h
   SessionExport result{.format = format->cache.format()};
   KVIST_ASSIGN_OR_RETURN(Copy* const copy, Begin(format, &result.id));
   if (history.cache.allocation == Allocation::kNone) return result;
-  Match match = MatchOf(format, history);
+  const int64_t all = static_cast<int64_t>(history.tokens.size());
+  const int64_t promisable = format->cache.PromisableTokens(history.cache.attention);
+  Match match = MatchOf(format, history, all);
+  auto promises = Promise(*format, match.blocks, /*held=*/true);
+  if (!promises.ok() && promisable < all) {
+    match = MatchOf(format, history, promisable);
+    promises = Promise(*format, match.blocks, /*held=*/true);
+  }
+  if (!promises.ok()) {
+    End(result.id);
+    return promises.status();
+  }
   copy->tokens = match.tokens;
   copy->held = std::move(match.held);
+  copy->promises = *std::move(promises);
   result.tokens = match.tokens;
   for (const Held& held : copy->held) result.places.push_back(held.place);
   return result;
@@ -173,14 +210,15 @@ absl::StatusOr<uint64_t> SessionCopies::BeginImport(SessionImport import) {
     if (import.blocks[g] < 0 || import.blocks[g] > most) {
       return InvalidField("blocks.groups", "have more blocks than the tokens fill");
     }
-    if (import.blocks[g] > groups[g].pool->Available()) {
-      return absl::ResourceExhaustedError(
-          "the snapshot has " + std::to_string(import.blocks[g]) + " blocks of a layer group; " +
-          std::to_string(groups[g].pool->Available()) + " are free here now");
-    }
   }
   uint64_t id = 0;
   KVIST_ASSIGN_OR_RETURN(Copy* const copy, Begin(format, &id));
+  auto promises = Promise(*format, import.blocks, /*held=*/false);
+  if (!promises.ok()) {
+    End(id);
+    return promises.status();
+  }
+  copy->promises = *std::move(promises);
   copy->tokens = import.tokens;
   for (const int64_t blocks : import.blocks) copy->announced += static_cast<size_t>(blocks);
   copy->history = std::move(import.history);
@@ -199,13 +237,14 @@ absl::Status SessionCopies::Write(uint64_t id, const BlockPlace& place,
   const std::vector<CacheGroup>& groups = copy.format->cache.groups();
   const bool follows = copy.held.empty() || copy.held.back().place < place;
   if (!follows || place.group < 0 || static_cast<size_t>(place.group) >= groups.size() ||
-      place.index < 0 || TokensIn(copy, place.index) == 0) {
+      place.index < 0 || place.index > copy.tokens || TokensIn(copy, place.index) == 0) {
     return InvalidField("records.place", "a block is out of order or beyond the tokens");
   }
-  if (copy.held.size() == copy.announced) {
+  const CacheGroup& group = groups[static_cast<size_t>(place.group)];
+  Reservation& promise = copy.promises[static_cast<size_t>(place.group)];
+  if (promise.remaining() == 0) {
     return InvalidField("records", "are more than were announced");
   }
-  const CacheGroup& group = groups[static_cast<size_t>(place.group)];
   const bool first = copy.held.empty() || copy.held.back().place.group != place.group;
   const int64_t next = first ? 0 : copy.held.back().place.index + 1;
   const bool all_needed =
@@ -213,7 +252,7 @@ absl::Status SessionCopies::Write(uint64_t id, const BlockPlace& place,
   if (all_needed && place.index != next) {
     return InvalidField("records.place", "a block of a full-attention group is missing");
   }
-  KVIST_ASSIGN_OR_RETURN(BlockRef ref, group.pool->Allocate());
+  KVIST_ASSIGN_OR_RETURN(BlockRef ref, group.pool->Allocate(&promise));
   backend_->WriteBlock(group.backend_pool, ref.index(), bytes);
   copy.held.push_back({place, std::move(ref)});
   return absl::OkStatus();
@@ -260,7 +299,8 @@ int64_t SessionCopies::Settle(uint64_t id) {
     }
     sessions_->SetPhase(session, SessionPhase::kIdle);
   }
-  return MatchOf(copy.format, copy.history).tokens;
+  return MatchOf(copy.format, copy.history, static_cast<int64_t>(copy.history.tokens.size()))
+      .tokens;
 }
 
 void SessionCopies::End(uint64_t id) { copies_.erase(id); }

@@ -22,7 +22,9 @@
 
 namespace kvist::worker {
 
-// Exports and imports at once: each keeps its blocks from everybody else while it lasts.
+// Exports and imports at once: each keeps its blocks from everybody else while it lasts. All of
+// them together keep no more than the pools promise (BlockPool::MaxPromised), half of each: nobody
+// can preempt them, and what runs must not wait for a slow reader.
 inline constexpr size_t kMaxSessionCopies = 4;
 
 // Tokens and all else that their blocks are named by.
@@ -68,21 +70,23 @@ class SessionCopies {
                 cache_manager::SessionTable* sessions);
   ~SessionCopies();
 
-  // Holds the blocks of the longest prefix of the history that a request would find; none for
-  // Allocation::kNone. INVALID_ARGUMENT: a format that is not served. RESOURCE_EXHAUSTED
-  // (kOverload): kMaxSessionCopies are under way.
+  // Holds the blocks of the longest prefix of the history that a request would find and that may
+  // be promised; none for Allocation::kNone. INVALID_ARGUMENT: a format that is not served.
+  // RESOURCE_EXHAUSTED (kOverload): kMaxSessionCopies are under way, or others have been promised
+  // too much.
   absl::StatusOr<SessionExport> BeginExport(const SessionHistory& history);
   // The bytes of its place number `place`; of an unfilled block the rest is zeros. REQUIRES: the
   // export has not ended; out.size() is PoolSpec::block_bytes.
   void Read(uint64_t id, size_t place, std::span<std::byte> out) const;
 
-  // Returns the import's id. INVALID_ARGUMENT naming the field: a format that is not served, tokens
-  // beyond the history, more blocks than they have, Allocation::kNone. RESOURCE_EXHAUSTED: the
-  // pools have no room (and nothing changed), or as BeginExport.
+  // Has the pools promise the blocks and returns the import's id. INVALID_ARGUMENT naming the
+  // field: a format that is not served, tokens beyond the history, more blocks than they have,
+  // Allocation::kNone. RESOURCE_EXHAUSTED: so much is never promised, or (kOverload) not now, or as
+  // BeginExport; nothing is promised then.
   absl::StatusOr<uint64_t> BeginImport(SessionImport import);
-  // Takes a block for that place and fills it. INVALID_ARGUMENT naming the field: not behind the
-  // place before, beyond the tokens, or a hole where every block is needed. RESOURCE_EXHAUSTED: no
-  // block is left. REQUIRES: the import has not ended; bytes.size() is PoolSpec::block_bytes.
+  // Takes a promised block for that place and fills it. INVALID_ARGUMENT naming the field: not
+  // behind the place before, beyond the tokens, a hole where every block is needed, or more than
+  // were announced. REQUIRES: the import has not ended; bytes.size() is PoolSpec::block_bytes.
   absl::Status Write(uint64_t id, const BlockPlace& place, std::span<const std::byte> bytes);
   // Names the next `max_blocks` of the written blocks. False: there are more. INVALID_ARGUMENT:
   // fewer were written than announced, nothing is named. REQUIRES: the import has not ended.
@@ -103,7 +107,8 @@ class SessionCopies {
   struct Match;
 
   absl::StatusOr<FormatCache*> FormatOf(const CacheOptions& cache) const;
-  Match MatchOf(FormatCache* format, const SessionHistory& history) const;
+  // Of the history's first `limit` tokens.
+  Match MatchOf(FormatCache* format, const SessionHistory& history, int64_t limit) const;
   cache_manager::BlockKey RootOf(const FormatCache& format, const SessionHistory& history) const;
   absl::StatusOr<Copy*> Begin(FormatCache* format, uint64_t* id);
   Copy& At(uint64_t id) const;

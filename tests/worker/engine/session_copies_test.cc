@@ -105,9 +105,9 @@ TEST_F(SessionCopiesTest, WindowsSinksAndFormatsMoveToo) {
 TEST_F(SessionCopiesTest, WhatOthersLeftInAnUnfilledBlockStaysHere) {
   auto core = MakeCore();
   // Another's 16 tokens fill the block that the session then takes for 3.
-  backend.num_blocks = 2;
+  backend.num_blocks = 4;
   core = MakeCore();
-  GenerateRequest other = RequestOf("o", Ids(30, 9), 1);
+  GenerateRequest other = RequestOf("o", Ids(62, 9), 1);
   other.tenant_salt = "another";
   Run(*core, other);
   const GenerateRequest turn = Turn(18, 1);
@@ -194,7 +194,7 @@ TEST_F(SessionCopiesTest, AnImportThatContradictsItselfIsRefusedWithTheField) {
   ASSERT_TRUE(id.ok());
   for (const BlockPlace& place :
        {BlockPlace{0, 1}, BlockPlace{0, -1}, BlockPlace{1, 0}, BlockPlace{-1, 0}, BlockPlace{0, 3},
-        BlockPlace{0, int64_t{1} << 40}}) {
+        BlockPlace{0, int64_t{1} << 40}, BlockPlace{0, int64_t{1} << 60}}) {
     EXPECT_EQ(DetailsOf(copies.Write(*id, place, bytes)).field, "records.place") << place.index;
   }
   ASSERT_TRUE(copies.Write(*id, {0, 0}, bytes).ok());
@@ -211,24 +211,63 @@ TEST_F(SessionCopiesTest, AnImportThatContradictsItselfIsRefusedWithTheField) {
 }
 
 TEST_F(SessionCopiesTest, WithoutRoomNothingChanges) {
-  backend.num_blocks = 4;
+  backend.num_blocks = 8;
   auto core = MakeCore();
-  Run(*core, Turn(60, 1));
+  Run(*core, Turn(120, 1));
   SessionCopies& copies = core->state().copies;
   const SessionHistory history = HistoryOf(RequestOf("x", Ids(100, 8), 1), {});
-  EXPECT_EQ(copies.BeginImport({history, 100, {7}}).status().code(),
-            absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(core->state().pools[0]->Counts().cached, 4);
-  // Room that others took meanwhile.
+  const absl::Status refused = copies.BeginImport({history, 80, {5}}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(refused.message().find("at most 4"), absl::string_view::npos) << refused;
+  EXPECT_EQ(core->state().pools[0]->Counts().cached, 8);
+  EXPECT_TRUE(copies.BeginImport({history, 64, {4}}).ok());
+}
+
+// Blocks of a copy cannot be preempted: whoever brings or takes them slowly, or announces some and
+// sends none, must not stop what runs.
+TEST_F(SessionCopiesTest, AllImportsTogetherLeaveOthersHalfOfThePool) {
+  backend.num_blocks = 8;
+  auto core = MakeCore();
+  SessionCopies& copies = core->state().copies;
+  const SessionHistory history = HistoryOf(RequestOf("x", Ids(100, 8), 1), {});
   const std::vector<std::byte> bytes(16 * 8);
-  const auto first = copies.BeginImport({history, 64, {4}});
-  const auto second = copies.BeginImport({history, 64, {4}});
-  ASSERT_TRUE(first.ok() && second.ok());
-  for (int64_t b = 0; b < 4; ++b) ASSERT_TRUE(copies.Write(*first, {0, b}, bytes).ok());
-  EXPECT_EQ(copies.Write(*second, {0, 0}, bytes).code(), absl::StatusCode::kResourceExhausted);
+  const auto first = copies.BeginImport({history, 48, {3}});
+  ASSERT_TRUE(first.ok());
+  const absl::Status second = copies.BeginImport({history, 64, {4}}).status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(DetailsOf(second).reason, ErrorReason::kOverload);
+  for (int64_t b = 0; b < 3; ++b) ASSERT_TRUE(copies.Write(*first, {0, b}, bytes).ok());
+  EXPECT_EQ(copies.BeginImport({history, 32, {2}}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Run(*core, Turn(60, 4))->ids, ByDefinition(backend, Turn(60, 4)));
+  // A static request's promise is of the same half.
+  GenerateRequest promised = Turn(30, 2);
+  promised.id = RequestId("p");
+  promised.cache.allocation = Allocation::kStatic;
   copies.End(*first);
-  copies.End(*second);
-  EXPECT_EQ(Run(*core, Turn(60, 1))->ids, ByDefinition(backend, Turn(60, 1)));
+  EXPECT_EQ(Run(*core, promised)->ids, ByDefinition(backend, promised));
+  EXPECT_TRUE(copies.BeginImport({history, 64, {4}}).ok());
+}
+
+TEST_F(SessionCopiesTest, AllExportsTogetherLeaveOthersHalfOfThePool) {
+  backend.num_blocks = 8;
+  auto core = MakeCore();
+  const GenerateRequest turn = Turn(115, 5);
+  const SessionHistory history = HistoryOf(turn, Run(*core, turn)->ids);
+  SessionCopies& copies = core->state().copies;
+  const auto out = copies.BeginExport(history);
+  ASSERT_TRUE(out.ok()) << out.status();
+  EXPECT_EQ(out->tokens, 64);  // of 119
+  EXPECT_EQ(Active(*core), 4);
+  const absl::Status second = copies.BeginExport(history).status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(DetailsOf(second).reason, ErrorReason::kOverload);
+  EXPECT_EQ(Active(*core), 4);
+  GenerateRequest other = RequestOf("o", Ids(60, 9), 4);
+  other.tenant_salt = "another";
+  EXPECT_EQ(Run(*core, other)->ids, ByDefinition(backend, other));
+  copies.End(out->id);
+  EXPECT_EQ(TakeOut(*core, history).tokens, 64);
 }
 
 TEST_F(SessionCopiesTest, OneCopyTooManyWaits) {
