@@ -47,7 +47,14 @@ struct ManagerSide::Peer {
   std::vector<Event> buffer;
   size_t buffer_keys = 0;  // of the holdings in it; of no meaning while buffer_first_seq is 0
 
-  absl::flat_hash_map<RequestId, ManagerMessage> commands;  // in flight
+  // In flight, in the order of their sending, which is that of sending them again: a fork may need
+  // the eviction before it. At most kMaxCommandsInFlight.
+  std::vector<std::pair<RequestId, ManagerMessage>> commands;
+
+  auto Find(const RequestId& request) {
+    return std::find_if(commands.begin(), commands.end(),
+                        [&](const auto& command) { return command.first == request; });
+  }
 };
 
 ManagerSide::ManagerSide(ClusterIndex* index) : index_(index) { KVIST_CHECK(index != nullptr); }
@@ -298,7 +305,9 @@ absl::Status ManagerSide::FinishSnapshot(Peer& peer, uint64_t end_seq, int64_t n
 }
 
 absl::Status ManagerSide::OnMessage(Peer& peer, CommandOutcome& outcome, int64_t) {
-  if (peer.commands.erase(outcome.request) == 0) return absl::OkStatus();
+  const auto command = peer.Find(outcome.request);
+  if (command == peer.commands.end()) return absl::OkStatus();
+  peer.commands.erase(command);
   outcomes_.push_back({peer.entry->info.id, std::move(outcome)});
   return absl::OkStatus();
 }
@@ -371,7 +380,7 @@ absl::StatusOr<ManagerSide::Peer*> ManagerSide::PeerFor(const WorkerId& worker,
   if (!peer.connection.has_value()) {
     return Unavailable(ErrorReason::kNoWorker, "the worker is not connected");
   }
-  if (peer.commands.contains(request)) {
+  if (peer.Find(request) != peer.commands.end()) {
     return absl::AbortedError("a command with this request id is in flight");
   }
   if (peer.commands.size() >= kMaxCommandsInFlight) {
@@ -385,7 +394,7 @@ void ManagerSide::SendTo(Peer& peer, Command command) {
   command.incarnation = peer.entry->info.incarnation;
   outgoing_.push_back({*peer.connection, command});
   const RequestId request = command.request;
-  peer.commands.emplace(request, std::move(command));
+  peer.commands.emplace_back(request, std::move(command));
 }
 
 absl::Status ManagerSide::Send(const WorkerId& worker, EvictCommand command) {

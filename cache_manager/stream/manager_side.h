@@ -56,9 +56,10 @@ class ManagerSide {
   // once per second.
   void Tick(int64_t now_ms);
 
-  // Sends a command; `command.incarnation` is filled in. It is sent again after a reconnect, until
-  // its outcome comes. NOT_FOUND: no such worker. UNAVAILABLE: not connected. INVALID_ARGUMENT:
-  // bounds. RESOURCE_EXHAUSTED: too many in flight. ABORTED: that request id is in flight.
+  // Sends a command; `command.incarnation` is filled in. Those without an outcome are sent again
+  // after a reconnect, in the same order. NOT_FOUND: no such worker. UNAVAILABLE: not connected.
+  // INVALID_ARGUMENT: bounds. RESOURCE_EXHAUSTED: too many in flight. ABORTED: that request id is
+  // in flight.
   absl::Status Send(const WorkerId& worker, EvictCommand command);
   // The same. FAILED_PRECONDITION: the worker's version does not understand it.
   absl::Status Send(const WorkerId& worker, ForkCommand command);

@@ -35,8 +35,9 @@ void Scheduler::AddInRank(Sequence* sequence) {
 }
 
 bool Scheduler::HasPlaceFor(const Sequence& sequence) const {
-  return running_.size() < static_cast<size_t>(options_.max_running_sequences) &&
-         (waiting_.empty() || ServedBefore(sequence, *waiting_.front()));
+  if (running_.size() >= static_cast<size_t>(options_.max_running_sequences)) return false;
+  const Sequence* const ready = FirstReady();
+  return ready == nullptr || ServedBefore(sequence, *ready);
 }
 
 void Scheduler::Join(Sequence* sequence) {

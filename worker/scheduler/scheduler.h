@@ -83,7 +83,7 @@ class Scheduler {
   void Add(Sequence* sequence);
   // The same, in the rank that it has: that of a sequence it came with.
   void AddInRank(Sequence* sequence);
-  // Whether one more sequence may run, and nobody waits who is served before this one.
+  // Whether one more sequence may run, and nobody waits for that who is served before this one.
   bool HasPlaceFor(const Sequence& sequence) const;
   // Adds a running sequence, in the rank and state that it has. REQUIRES: HasPlaceFor; the ledger
   // has its blocks.

@@ -1,4 +1,6 @@
 // What a worker does when a session was forked.
+#include <string>
+#include <variant>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -80,6 +82,35 @@ TEST(ForkStreamTest, AWorkerOfTheVersionBeforeIsToldOfNoForks) {
   EXPECT_EQ(cluster.manager->Send(node.worker.info().id, fork).code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(cluster.manager->TakeOutgoing().empty());
+}
+
+// A fork onto the name of a session that is to go first does not overtake the command that ends it.
+TEST(ForkStreamTest, CommandsInFlightAreSentAgainInTheirOrder) {
+  Cluster cluster;
+  Cluster::Node node({.seed = 34});
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  cluster.Settle(node);
+  const WorkerId id = node.worker.info().id;
+  std::vector<RequestId> sent;
+  for (int i = 0; i < 40; ++i) {
+    sent.push_back(RequestId("r" + std::to_string(i)));
+    const SessionId from("s" + std::to_string(i)), to("s" + std::to_string(i + 1));
+    const absl::Status status =
+        i % 2 == 0
+            ? cluster.manager->Send(id, EvictCommand{.request = sent.back(), .session = to})
+            : cluster.manager->Send(
+                  id, ForkCommand{.request = sent.back(), .session = from, .new_session = to});
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  cluster.manager->TakeOutgoing();  // lost
+  cluster.Cut(node);
+  ASSERT_TRUE(cluster.Connect(node).ok());
+  std::vector<RequestId> again;
+  for (const auto& [connection, message] : cluster.manager->TakeOutgoing()) {
+    if (const auto* evict = std::get_if<EvictCommand>(&message)) again.push_back(evict->request);
+    if (const auto* fork = std::get_if<ForkCommand>(&message)) again.push_back(fork->request);
+  }
+  EXPECT_EQ(again, sent);
 }
 
 }  // namespace

@@ -187,6 +187,24 @@ TEST_F(SchedulerTest, NobodyJoinsPastOneThatWaitsAndIsServedBefore) {
   scheduler->Remove(&fork);
 }
 
+TEST_F(SchedulerTest, OneMayJoinPastOneThatWaitsForItsOwnBlocks) {
+  Make(100, 4, 64);
+  Job* leader = Add(10, 3);
+  Job* restored = Add(10, 2);
+  ledger->to_restore = restored;
+  Step();
+  ASSERT_TRUE(restored->restoring);
+  Sequence fork;
+  fork.arrival = 99;
+  fork.rank = leader->rank;
+  EXPECT_TRUE(scheduler->HasPlaceFor(fork));
+  Job* waits = Add(10, 2);
+  waits->rank = leader->rank;
+  EXPECT_FALSE(scheduler->HasPlaceFor(fork));  // behind the one that is passed over
+  restored->restoring = false;
+  EXPECT_FALSE(scheduler->HasPlaceFor(fork));
+}
+
 TEST_F(SchedulerTest, DecodesComeFirstAndPrefillTakesTheRest) {
   Make(1000, 8, 16);
   Job* a = Add(4, 50);
