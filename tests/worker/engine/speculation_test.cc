@@ -311,6 +311,24 @@ TEST_F(SpeculationTest, DraftsTakeNoBlocksFromOthersAndPreemptionForgetsThem) {
   for (size_t i = 0; i < 2; ++i) EXPECT_EQ(sinks[i]->ids, ByDefinition(backend, requests[i]));
 }
 
+TEST_F(SpeculationTest, WhoIsLeftAloneDraftsHoweverManyRanBefore) {
+  Make();
+  std::vector<GenerateRequest> requests;
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 5; ++i) {
+    requests.push_back(RequestOf(Numbered("r", i), Ids(20, i), 40 + 30 * i));
+    sinks.push_back(Add(requests.back()));
+  }
+  RunToEnd();
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(sinks[i]->ids, ByDefinition(backend, requests[i]));
+  EXPECT_EQ(sinks[1]->finished->draft_tokens, 0);
+  EXPECT_GT(sinks[3]->finished->accepted_tokens, 0);
+  EXPECT_GT(sinks[4]->finished->accepted_tokens, sinks[3]->finished->accepted_tokens);
+  // One that comes later takes the place of one that is gone.
+  RunAlone(RequestOf("later", Ids(33, 9), 200));
+  EXPECT_GT(stats().accepted_tokens, 80u);
+}
+
 TEST_F(SpeculationTest, KindNoneDraftsNothing) {
   Make();
   GenerateRequest request = RequestOf("a", Ids(40, 1), 60);
