@@ -150,7 +150,7 @@ bool EngineCore::Step() {
   if (offload_ != nullptr) offload_->Poll();
   ExpireDeadlines();
   scheduler_.Schedule(&plan_);
-  speculation_.AddDrafts(&plan_);
+  speculation_.AddDrafts(static_cast<int64_t>(scheduler_.running().size()), &plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
   if (!plan_.chunks.empty()) {
     const MonotonicTime start = clock_->Now();

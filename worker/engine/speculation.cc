@@ -16,7 +16,7 @@ Speculation::Speculation(const SpeculationOptions& options) : options_(options) 
   }
 }
 
-void Speculation::AddDrafts(Plan* plan) {
+void Speculation::AddDrafts(int64_t running, Plan* plan) {
   step_ = {.sequences = 0};
   const int64_t sequences = static_cast<int64_t>(plan->chunks.size());
   if (options_.most_drafts == 0 || sequences == 0 || sequences > kMaxDraftingSequences) return;
@@ -27,6 +27,7 @@ void Speculation::AddDrafts(Plan* plan) {
   }
   step_ = {.sequences = sequences};
   sequences_id_ = id;
+  running_ = running;
   if (costs_.PlainIsDue(sequences, id)) return;
   double expected = static_cast<double>(sequences);
   for (ScheduledChunk& chunk : plan->chunks) {
@@ -72,8 +73,10 @@ int64_t Speculation::Draft(LiveRequest& live, PromptLookup& lookup, int64_t most
   int64_t drafts = choice.drafts;
   if (drafts == 0 && drafting.acceptance.TrialIsDue(match->length)) drafts = 1;
   if (drafts == 0) return 0;
-  drafts =
-      std::min(drafts, live.blocks.GrowForDrafts(live.known_tokens + drafts) - live.known_tokens);
+  // A block for drafts that were wrong stays the sequence's, which needs it soon: with a spare one
+  // for each running sequence nobody else is short of it until then.
+  drafts = std::min(
+      drafts, live.blocks.GrowForDrafts(live.known_tokens + drafts, running_) - live.known_tokens);
   if (drafts == 0) return 0;
   *expected = choice.expected;
   drafting.match_length = match->length;

@@ -46,9 +46,10 @@ class Speculation {
   // REQUIRES: 0 <= most_drafts <= kMaxSpeculativeTokens.
   explicit Speculation(const SpeculationOptions& options);
 
-  // Puts drafts behind the known tokens of sequences and into their chunks.
+  // Puts drafts behind the known tokens of sequences and into their chunks. `running`: sequences,
+  // those that the plan leaves out included.
   // REQUIRES: the plan's sequences are LiveRequests of at most max_tokens.
-  void AddDrafts(Plan* plan);
+  void AddDrafts(int64_t running, Plan* plan);
   // So many drafts of the chunk were accepted.
   void NoteAccepted(const ScheduledChunk& chunk, int64_t accepted);
   // The step of the plan took so long.
@@ -71,6 +72,7 @@ class Speculation {
 
   const SpeculationOptions options_;
   std::vector<Place> places_;  // kMaxDraftingSequences, or none if nobody may draft
+  int64_t running_ = 0;        // sequences in the step under way
   DraftCosts costs_;
   // The step under way; without sequences: not one that drafts.
   DraftStep step_{.sequences = 0};
