@@ -44,7 +44,8 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
       scheduler_(SchedulerOptions(options, *backend_), this),
       speculation_({.most_drafts = options.speculative_tokens,
                     .max_step_tokens = SchedulerOptions(options, *backend_).max_step_tokens,
-                    .max_logit_rows = backend_->max_logit_rows()}),
+                    .max_logit_rows = backend_->max_logit_rows(),
+                    .max_tokens = backend_->model().context_tokens}),
       chooser_(backend_->model().vocab) {
   limits_.vocab = backend_->model().vocab;
   limits_.context_tokens = backend_->model().context_tokens;
@@ -149,7 +150,7 @@ bool EngineCore::Step() {
   if (offload_ != nullptr) offload_->Poll();
   ExpireDeadlines();
   scheduler_.Schedule(&plan_);
-  speculation_.AddDrafts(&plan_);
+  speculation_.AddDrafts(static_cast<int64_t>(scheduler_.running().size()), &plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
   if (!plan_.chunks.empty()) {
     const MonotonicTime start = clock_->Now();
@@ -335,8 +336,6 @@ void EngineCore::TakeTokens(const ScheduledChunk& chunk, const Logits& rows, Liv
     Finish(live, FinishReason::kError, chosen.status);
   } else if (chosen.reason.has_value()) {
     Finish(live, *chosen.reason, absl::OkStatus());
-  } else {
-    speculation_.Begin(live);
   }
 }
 

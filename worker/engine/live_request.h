@@ -43,7 +43,7 @@ struct LiveRequest : Sequence {
   std::vector<int32_t> tokens;  // prompt and generated: known_tokens; in a step then its drafts
   TokenCounts counts;           // kept only if a penalty reads them
   SessionMember member;         // once scheduled, in a session
-  std::unique_ptr<Drafter> drafter;  // once it has a token, if it may draft
+  Drafting drafting;
   int64_t draft_tokens = 0;
   int64_t accepted_tokens = 0;  // of these
   // Forks of one prompt (engine_core_forks.cc): who computes it for this one, which waits; and who

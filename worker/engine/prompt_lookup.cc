@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <memory>
 
 #include "common/base/check.h"
 #include "common/base/int_math.h"
@@ -21,11 +22,24 @@ uint64_t HashOf(std::span<const int32_t> run) {
   return hash;
 }
 
+// Half full at most.
+size_t TableSize(size_t tokens) { return std::bit_ceil(2 * std::max<size_t>(tokens, 1)); }
+
 }  // namespace
 
+// Not filled with zeros: what is never written takes no memory.
 PromptLookup::PromptLookup(size_t max_tokens)
-    : mask_(std::bit_ceil(2 * std::max<size_t>(max_tokens, 1)) - 1),
-      ends_(kLookupLengths * (mask_ + 1)) {}
+    : max_tokens_(max_tokens),
+      ends_(std::make_unique_for_overwrite<int32_t[]>(kLookupLengths * TableSize(max_tokens))) {
+  Begin(0);
+}
+
+void PromptLookup::Begin(size_t tokens) {
+  KVIST_CHECK(tokens <= max_tokens_);
+  mask_ = TableSize(tokens) - 1;
+  indexed_ = 0;
+  std::fill_n(ends_.get(), kLookupLengths * (mask_ + 1), 0);
+}
 
 int32_t* PromptLookup::Entry(std::span<const int32_t> tokens, size_t end, int length) {
   const size_t size = static_cast<size_t>(length);

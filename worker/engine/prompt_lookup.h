@@ -5,9 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
-#include <vector>
 
 namespace kvist::worker {
 
@@ -29,11 +29,15 @@ struct LookupMatch {
 // changed. Single-threaded.
 class PromptLookup {
  public:
-  // Takes memory for `max_tokens` tokens: none is taken later.
+  // Takes address space for a sequence of `max_tokens` tokens: none is taken later. Memory it is
+  // once a sequence of that length begins.
   explicit PromptLookup(size_t max_tokens);
 
+  // Forgets its sequence for another, of at most `tokens` tokens. O(tokens). REQUIRES: at most
+  // max_tokens.
+  void Begin(size_t tokens);
   // The latest earlier place of the longest run that ends `tokens`; nullopt if there is none.
-  // REQUIRES: at most max_tokens.
+  // REQUIRES: no more than Begin said.
   std::optional<LookupMatch> Find(std::span<const int32_t> tokens);
 
  private:
@@ -43,9 +47,11 @@ class PromptLookup {
   // kMaxProbes others are in its way.
   int32_t* Entry(std::span<const int32_t> tokens, size_t end, int length);
 
-  size_t mask_;
-  std::vector<int32_t> ends_;  // by length and hash: where the run ended last; 0: free
-  size_t indexed_ = 0;         // runs that end at or before it are entered
+  const size_t max_tokens_;
+  size_t mask_ = 0;  // of the sequence: a table of it has mask_ + 1 entries
+  // By length and hash: where the run ended last; 0: free.
+  std::unique_ptr<int32_t[]> ends_;
+  size_t indexed_ = 0;  // runs that end at or before it are entered
 };
 
 }  // namespace kvist::worker

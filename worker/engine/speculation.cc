@@ -1,7 +1,6 @@
 #include "worker/engine/speculation.h"
 
 #include <algorithm>
-#include <memory>
 
 #include "common/base/check.h"
 #include "common/base/int_math.h"
@@ -11,16 +10,13 @@ namespace kvist::worker {
 
 Speculation::Speculation(const SpeculationOptions& options) : options_(options) {
   KVIST_CHECK(options.most_drafts >= 0 && options.most_drafts <= kMaxSpeculativeTokens);
+  if (options.most_drafts == 0) return;
+  for (int64_t i = 0; i < kMaxDraftingSequences; ++i) {
+    places_.push_back({.lookup = PromptLookup(static_cast<size_t>(options.max_tokens))});
+  }
 }
 
-void Speculation::Begin(LiveRequest& live) const {
-  if (options_.most_drafts == 0 || !live.caches() || live.drafter != nullptr) return;
-  live.drafter = std::make_unique<Drafter>(live.tokens.capacity());
-  // The prompt is entered here, not in the first step of decode.
-  live.drafter->lookup.Find(live.tokens);
-}
-
-void Speculation::AddDrafts(Plan* plan) {
+void Speculation::AddDrafts(int64_t running, Plan* plan) {
   step_ = {.sequences = 0};
   const int64_t sequences = static_cast<int64_t>(plan->chunks.size());
   if (options_.most_drafts == 0 || sequences == 0 || sequences > kMaxDraftingSequences) return;
@@ -31,13 +27,17 @@ void Speculation::AddDrafts(Plan* plan) {
   }
   step_ = {.sequences = sequences};
   sequences_id_ = id;
+  running_ = running;
   if (costs_.PlainIsDue(sequences, id)) return;
   double expected = static_cast<double>(sequences);
   for (ScheduledChunk& chunk : plan->chunks) {
-    const int64_t most =
-        std::min({options_.most_drafts, options_.max_step_tokens - plan->total_tokens,
-                  options_.max_logit_rows - plan->total_tokens});
-    const int64_t drafts = Draft(static_cast<LiveRequest&>(*chunk.sequence), most, &expected);
+    int64_t most = std::min({options_.most_drafts, options_.max_step_tokens - plan->total_tokens,
+                             options_.max_logit_rows - plan->total_tokens});
+    LiveRequest& live = static_cast<LiveRequest&>(*chunk.sequence);
+    // The last token of all is chosen without storing its own KV.
+    most = std::min(most, MostStoredTokens(live.request) - live.known_tokens);
+    if (most <= 0) continue;
+    const int64_t drafts = Draft(live, LookupOf(live, *plan), most, &expected);
     chunk.drafts = drafts;
     chunk.tokens += drafts;
     chunk.sequence->planned_tokens += drafts;
@@ -46,23 +46,40 @@ void Speculation::AddDrafts(Plan* plan) {
   }
 }
 
-int64_t Speculation::Draft(LiveRequest& live, int64_t most, double* expected) {
-  // The last token of all is chosen without storing its own KV.
-  most = std::min(most, MostStoredTokens(live.request) - live.known_tokens);
-  if (live.drafter == nullptr || most <= 0) return 0;
-  Drafter& drafter = *live.drafter;
-  const auto match = drafter.lookup.Find(live.tokens);
+// Its own, or that of one that the plan leaves out: there is one, as the plan has no more sequences
+// than there are places.
+PromptLookup& Speculation::LookupOf(const LiveRequest& live, const Plan& plan) {
+  Place* other = nullptr;
+  for (Place& place : places_) {
+    if (place.arrival == live.arrival) return place.lookup;
+    const bool planned = std::any_of(
+        plan.chunks.begin(), plan.chunks.end(),
+        [&](const ScheduledChunk& chunk) { return chunk.sequence->arrival == place.arrival; });
+    if (!planned) other = &place;
+  }
+  KVIST_CHECK(other != nullptr);
+  other->arrival = live.arrival;
+  other->lookup.Begin(static_cast<size_t>(MostStoredTokens(live.request)));
+  return other->lookup;
+}
+
+int64_t Speculation::Draft(LiveRequest& live, PromptLookup& lookup, int64_t most,
+                           double* expected) {
+  Drafting& drafting = live.drafting;
+  const auto match = lookup.Find(live.tokens);
   if (!match.has_value()) return 0;
   const DraftChoice choice =
-      ChooseDrafts(costs_, step_, *expected, drafter.acceptance.Chance(match->length), most);
+      ChooseDrafts(costs_, step_, *expected, drafting.acceptance.Chance(match->length), most);
   int64_t drafts = choice.drafts;
-  if (drafts == 0 && drafter.acceptance.TrialIsDue(match->length)) drafts = 1;
+  if (drafts == 0 && drafting.acceptance.TrialIsDue(match->length)) drafts = 1;
   if (drafts == 0) return 0;
-  drafts =
-      std::min(drafts, live.blocks.GrowForDrafts(live.known_tokens + drafts) - live.known_tokens);
+  // A block for drafts that were wrong stays the sequence's, which needs it soon: with a spare one
+  // for each running sequence nobody else is short of it until then.
+  drafts = std::min(
+      drafts, live.blocks.GrowForDrafts(live.known_tokens + drafts, running_) - live.known_tokens);
   if (drafts == 0) return 0;
   *expected = choice.expected;
-  drafter.match_length = match->length;
+  drafting.match_length = match->length;
   // Behind the last token it goes on with the drafts themselves: a text that repeats.
   for (int64_t i = 0; i < drafts; ++i) {
     live.tokens.push_back(live.tokens[match->place + static_cast<size_t>(i)]);
@@ -77,7 +94,7 @@ void Speculation::NoteAccepted(const ScheduledChunk& chunk, int64_t accepted) {
   LiveRequest& live = static_cast<LiveRequest&>(*chunk.sequence);
   live.accepted_tokens += accepted;
   stats_.accepted_tokens += static_cast<uint64_t>(accepted);
-  live.drafter->acceptance.Note(live.drafter->match_length, chunk.drafts, accepted);
+  live.drafting.acceptance.Note(live.drafting.match_length, chunk.drafts, accepted);
 }
 
 void Speculation::NoteStep(double seconds) {

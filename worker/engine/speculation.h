@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "worker/engine/draft_policy.h"
 #include "worker/engine/prompt_lookup.h"
@@ -15,11 +16,8 @@ namespace kvist::worker {
 
 struct LiveRequest;
 
-// What one sequence drafts from.
-struct Drafter {
-  explicit Drafter(size_t max_tokens) : lookup(max_tokens) {}
-
-  PromptLookup lookup;
+// How one sequence's drafts fare.
+struct Drafting {
   DraftAcceptance acceptance;
   int match_length = 0;  // of the drafts under way
 };
@@ -28,6 +26,7 @@ struct SpeculationOptions {
   int64_t most_drafts = 0;      // of one sequence in one step; 0: none at all
   int64_t max_step_tokens = 0;  // tokens of a step
   int64_t max_logit_rows = 0;   // of a step: each draft takes one
+  int64_t max_tokens = 0;       // of a sequence
 };
 
 // Accumulated since start.
@@ -39,17 +38,18 @@ struct SpeculationStats {
 
 // Drafts where decodes run alone, for few sequences, never for one that caches nothing. They take
 // what the plan has left: tokens of the step, rows of logits, blocks that are to be had without
-// taking one from anybody. Single-threaded.
+// taking one from anybody. Owns a lookup for each sequence that may draft at once: a sequence is
+// entered there when it decodes among few, and loses its place to another that does when it does
+// not. Single-threaded.
 class Speculation {
  public:
   // REQUIRES: 0 <= most_drafts <= kMaxSpeculativeTokens.
   explicit Speculation(const SpeculationOptions& options);
 
-  // The request has its first token and another to come: takes the memory to draft for it.
-  void Begin(LiveRequest& live) const;
-  // Puts drafts behind the known tokens of sequences and into their chunks.
-  // REQUIRES: the plan's sequences are LiveRequests.
-  void AddDrafts(Plan* plan);
+  // Puts drafts behind the known tokens of sequences and into their chunks. `running`: sequences,
+  // those that the plan leaves out included.
+  // REQUIRES: the plan's sequences are LiveRequests of at most max_tokens.
+  void AddDrafts(int64_t running, Plan* plan);
   // So many drafts of the chunk were accepted.
   void NoteAccepted(const ScheduledChunk& chunk, int64_t accepted);
   // The step of the plan took so long.
@@ -58,10 +58,21 @@ class Speculation {
   const SpeculationStats& stats() const { return stats_; }
 
  private:
-  // Drafts for one sequence; returns how many. `expected`: tokens of the step, brought up to date.
-  int64_t Draft(LiveRequest& live, int64_t most, double* expected);
+  // A lookup and whose it is.
+  struct Place {
+    uint64_t arrival = 0;  // of the sequence; 0: nobody's
+    PromptLookup lookup;
+  };
+
+  // What a sequence of the plan looks up in.
+  PromptLookup& LookupOf(const LiveRequest& live, const Plan& plan);
+  // Drafts for one sequence; returns how many, at most `most`. `expected`: tokens of the step,
+  // brought up to date.
+  int64_t Draft(LiveRequest& live, PromptLookup& lookup, int64_t most, double* expected);
 
   const SpeculationOptions options_;
+  std::vector<Place> places_;  // kMaxDraftingSequences, or none if nobody may draft
+  int64_t running_ = 0;        // sequences in the step under way
   DraftCosts costs_;
   // The step under way; without sequences: not one that drafts.
   DraftStep step_{.sequences = 0};

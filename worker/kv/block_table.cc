@@ -335,11 +335,13 @@ int64_t SequenceBlocks::GrowTo(int64_t total) {
   return std::min<int64_t>(total, std::max(length, blocks) * cache_->block_tokens_);
 }
 
-int64_t SequenceBlocks::GrowForDrafts(int64_t total) {
+int64_t SequenceBlocks::GrowForDrafts(int64_t total, int64_t spare) {
   const int64_t length = static_cast<int64_t>(groups_[0].table.size());
-  for (const Group& group : groups_) {
-    if (group.reservation.promised() == 0) continue;
-    total = std::min(total, (length + group.reservation.remaining()) * cache_->block_tokens_);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const cache_manager::Reservation& promise = groups_[g].reservation;
+    const int64_t left = cache_->groups_[g].pool->Available() - spare;
+    const int64_t more = promise.promised() > 0 ? promise.remaining() : std::max<int64_t>(0, left);
+    total = std::min(total, (length + more) * cache_->block_tokens_);
   }
   return GrowTo(total);
 }

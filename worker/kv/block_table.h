@@ -125,8 +125,9 @@ class SequenceBlocks {
   // the copy).
   int64_t GrowTo(int64_t total);
   // The same for tokens behind the next one that may turn out not to be the sequence's: one with a
-  // promise gets no more than was promised. REQUIRES: the next token is covered.
-  int64_t GrowForDrafts(int64_t total);
+  // promise gets no more than was promised, one without leaves `spare` blocks in each pool for
+  // others. REQUIRES: the next token is covered.
+  int64_t GrowForDrafts(int64_t total, int64_t spare);
   // The KV of all tokens before `total` is in the blocks: names those that are full (adopting
   // blocks of that name that exist) and gives up those behind the windows. REQUIRES:
   // stored_tokens() <= total <= covered.

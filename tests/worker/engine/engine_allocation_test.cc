@@ -49,9 +49,7 @@ const SamplingRow kRepeating[] = {
 
 class EngineAllocationTest : public ::testing::TestWithParam<const char*> {
  protected:
-  // Three requests, past their prefill and so far in decode that every reused buffer has had its
-  // full size.
-  void Begin(const SamplingRow& row, bool in_sessions, int32_t drafts = 0) {
+  void Make(int32_t drafts) {
     CpuBackendOptions options = kvist::testing::TinyOptions();
     options.threads = 2;
     options.kernels = "auto";
@@ -59,16 +57,23 @@ class EngineAllocationTest : public ::testing::TestWithParam<const char*> {
         std::make_unique<EngineCore>(EngineOptions{.speculative_tokens = drafts},
                                      kvist::testing::OpenTinyModel(GetParam(), options), &clock_);
     sink_ = std::make_shared<CountingSink>();
+  }
+
+  void Add(int i, const SamplingRow& row, bool in_session, int64_t most_new) {
+    GenerateRequest request = RequestOf(Numbered("r", i), Ids(5 + 13 * i, i), most_new);
+    if (in_session) request.session = SessionId(Numbered("s", i));
+    request.sampling = row.options;
+    const absl::Status status = PrepareRequest(core_->limits(), &request);
+    ASSERT_TRUE(status.ok()) << status;
+    core_->Add(std::move(request), sink_, clock_.Now());
+  }
+
+  // Three requests, past their prefill and so far in decode that every reused buffer has had its
+  // full size.
+  void Begin(const SamplingRow& row, bool in_sessions, int32_t drafts = 0) {
+    Make(drafts);
     const int requests = drafts == 0 ? kRequests : 1;
-    const int64_t most_new = drafts == 0 ? 120 : 240;
-    for (int i = 0; i < requests; ++i) {
-      GenerateRequest request = RequestOf(Numbered("r", i), Ids(5 + 13 * i, i), most_new);
-      if (in_sessions) request.session = SessionId(Numbered("s", i));
-      request.sampling = row.options;
-      const absl::Status status = PrepareRequest(core_->limits(), &request);
-      ASSERT_TRUE(status.ok()) << status;
-      core_->Add(std::move(request), sink_, clock_.Now());
-    }
+    for (int i = 0; i < requests; ++i) Add(i, row, in_sessions, drafts == 0 ? 120 : 240);
     for (int i = 0; i < 20; ++i) ASSERT_TRUE(core_->Step());
   }
 
@@ -115,6 +120,19 @@ TEST_P(EngineAllocationTest, AStepWithDraftsTakesNoMemory) {
   }
   EXPECT_GT(drafts, 50u);
   EXPECT_GT(accepted, 50u);
+}
+
+// What is drafted from is the engine's, taken at its start: with many requests nobody needs it.
+TEST_P(EngineAllocationTest, ARequestTakesNoMemoryOfItsOwnToDraftFrom) {
+  int64_t taken[2];
+  for (const int32_t drafts : {0, 1}) {
+    Make(drafts);
+    for (int i = 0; i < kRequests; ++i) Add(i, kSampling[0], /*in_session=*/false, 120);
+    taken[drafts] = 0;
+    for (int i = 0; i < 20; ++i) taken[drafts] += AllocationsOfAStep();
+    EXPECT_EQ(sink_->count(), kRequests * 20);
+  }
+  EXPECT_EQ(taken[1], taken[0]);
 }
 
 // What is told of a session owns its keys: that is all, and only where a block was filled.

@@ -35,6 +35,7 @@ void ExpectSame(const std::optional<LookupMatch>& found, const std::vector<int32
 
 TEST(PromptLookupTest, FindsTheLatestPlaceOfTheLongestRun) {
   PromptLookup lookup(32);
+  lookup.Begin(32);
   const std::vector<int32_t> tokens = {1, 2, 3, 4, 9, 1, 2, 3, 4, 8, 3, 4, 7, 1, 2, 3, 4};
   const auto found = lookup.Find(tokens);
   ASSERT_TRUE(found.has_value());
@@ -45,6 +46,7 @@ TEST(PromptLookupTest, FindsTheLatestPlaceOfTheLongestRun) {
 
 TEST(PromptLookupTest, AShorterRunIsFoundWhereNoLongerOneIs) {
   PromptLookup lookup(16);
+  lookup.Begin(16);
   const auto found = lookup.Find(std::vector<int32_t>{5, 3, 4, 7, 6, 3, 4});
   ASSERT_TRUE(found.has_value());
   EXPECT_EQ(found->length, 2);
@@ -54,17 +56,33 @@ TEST(PromptLookupTest, AShorterRunIsFoundWhereNoLongerOneIs) {
 TEST(PromptLookupTest, NothingIsFoundInWhatDoesNotRepeatOrIsTooShort) {
   PromptLookup lookup(16);
   for (const std::vector<int32_t>& tokens : {std::vector<int32_t>{}, {1}, {1, 1}, {1, 1, 2, 3}}) {
-    EXPECT_FALSE(PromptLookup(16).Find(tokens).has_value());
+    lookup.Begin(tokens.size());
+    EXPECT_FALSE(lookup.Find(tokens).has_value());
   }
+  lookup.Begin(16);
   EXPECT_FALSE(lookup.Find(std::vector<int32_t>{1, 2, 3, 4, 5, 6, 2}).has_value());
 }
 
 TEST(PromptLookupTest, ARunIsNotItsOwnPlace) {
   PromptLookup lookup(16);
+  lookup.Begin(16);
   const auto found = lookup.Find(std::vector<int32_t>{7, 7, 7});
   ASSERT_TRUE(found.has_value());
   EXPECT_EQ(found->length, 2);
   EXPECT_EQ(found->place, 2u);
+}
+
+TEST(PromptLookupTest, AnotherSequenceFindsNothingOfTheOneBefore) {
+  PromptLookup lookup(100);
+  lookup.Begin(100);
+  EXPECT_TRUE(lookup.Find(std::vector<int32_t>{5, 3, 4, 7, 6, 3, 4}).has_value());
+  for (const size_t most : {7, 100}) {
+    lookup.Begin(most);
+    EXPECT_FALSE(lookup.Find(std::vector<int32_t>{1, 2, 5, 3, 4}).has_value());
+    const auto found = lookup.Find(std::vector<int32_t>{1, 2, 5, 3, 4, 1, 2});
+    ASSERT_TRUE(found.has_value());
+    EXPECT_EQ(found->place, 2u);
+  }
 }
 
 TEST(PromptLookupTest, RandomSequencesGiveWhatASearchGives) {
@@ -73,6 +91,7 @@ TEST(PromptLookupTest, RandomSequencesGiveWhatASearchGives) {
     const uint64_t alphabet = 2 + random() % 40;
     const size_t size = 1 + random() % 300;
     PromptLookup lookup(size);
+    lookup.Begin(size);
     std::vector<int32_t> tokens;
     while (tokens.size() < size) {
       // Several at once, as a prompt is and accepted drafts are.
