@@ -147,7 +147,7 @@ void Offload::Poll() {
 
 void Offload::EndJob(DiskDone& done) {
   const DiskJob& job = done.job;
-  if (!done.status.ok()) Tell(job, done.status);
+  if (!done.status.ok() && job.kind != DiskJob::Kind::kRead) Tell(job, done.status);
   switch (job.kind) {
     case DiskJob::Kind::kWipe:
       --wiping_;
@@ -175,16 +175,25 @@ void Offload::EndRead(DiskDone& done) {
   const auto restore = std::find_if(restores_.begin(), restores_.end(),
                                     [&](const Restore& r) { return r.tag == done.job.tag; });
   --restore->reading;
-  const size_t bytes = store_->records(done.job.pool).record_bytes();
+  const auto stored = tiers_[done.job.pool]->At(done.job.slot);
+  // The slot's block was dropped meanwhile: what was read is nobody's any more.
+  if (!stored.has_value() && done.status.ok()) {
+    restore->abandoned = true;
+    return;
+  }
+  // What the record calls itself is not to be believed.
+  if (done.status.ok() && done.job.entry.key != stored->key) {
+    done.status = absl::DataLossError("the record is of another block");
+  }
   if (!done.status.ok()) {
+    Tell(done.job, done.status);
     const bool damaged = absl::IsDataLoss(done.status) || absl::IsInvalidArgument(done.status);
     ++(damaged ? stats_.damaged_blocks : stats_.read_errors);
-    // By slot: what the record calls itself is not to be believed.
-    const auto stored = tiers_[done.job.pool]->At(done.job.slot);
     if (stored.has_value()) tiers_[done.job.pool]->Evict(stored->key, EvictionCause::kCapacity);
     restore->abandoned = true;
     return;
   }
+  const size_t bytes = store_->records(done.job.pool).record_bytes();
   if (done.seconds > 0) {
     Average(rates_.bytes_per_second, static_cast<double>(bytes) / done.seconds);
   }
