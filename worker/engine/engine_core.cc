@@ -146,7 +146,7 @@ void EngineCore::FlushOffload(std::chrono::milliseconds most) {
 }
 
 bool EngineCore::Step() {
-  if (offload_ != nullptr) offload_->Poll();
+  const bool more = offload_ != nullptr && offload_->Poll();
   ExpireDeadlines();
   scheduler_.Schedule(&plan_);
   speculation_.AddDrafts(&plan_);
@@ -166,7 +166,7 @@ bool EngineCore::Step() {
                           plan_.total_tokens, stats_.last_step_seconds);
     }
   }
-  return !plan_.chunks.empty();
+  return more || !plan_.chunks.empty();
 }
 
 void EngineCore::ExpireDeadlines() {

@@ -344,6 +344,37 @@ TEST_F(OffloadTest, ADeletedSessionsBlocksLeaveTheDiskAndSharedOnesStay) {
   EXPECT_EQ(core->state().tiers[0]->stored(), 4);  // wiped on the disk too
 }
 
+TEST_F(OffloadTest, SamplesQueueTheirCommonBlocksOnce) {
+  Make();
+  const GenerateRequest first = Offloaded("a", 200, 1);
+  Add(first);
+  for (int sample = 1; sample < 4; ++sample) {
+    GenerateRequest request = first;
+    request.id = RequestId(Numbered("a-", sample));
+    request.session = SessionId();
+    request.fork_of = first.id;
+    Add(request);
+  }
+  while (!core->idle() && !HasFatalFailure()) Step();
+  // All 13 blocks of it are gone before their turn.
+  EmptyPools();
+  Flush();
+  EXPECT_EQ(stats().written_blocks, 0u);
+  EXPECT_EQ(stats().dropped_writes, 13u);
+}
+
+TEST_F(OffloadTest, WritesThatCameToNothingDoNotHoldUpAStep) {
+  backend.num_blocks = 256;
+  backend.context_tokens = 4096;
+  Make();
+  Run(Offloaded("a", 2000, 1));
+  EmptyPools();
+  EXPECT_TRUE(core->Step());  // there is more to look at, and nobody to wake the loop
+  EXPECT_EQ(stats().dropped_writes, 64u);
+  EXPECT_FALSE(core->Step());
+  EXPECT_EQ(stats().dropped_writes, 126u);
+}
+
 TEST_F(OffloadTest, RequestsThatNobodyServesAreRefusedByName) {
   Make();
   GenerateRequest request = Offloaded("a", 10, 1);
