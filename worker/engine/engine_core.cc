@@ -146,8 +146,8 @@ void EngineCore::FlushOffload(std::chrono::milliseconds most) {
 }
 
 bool EngineCore::Step() {
-  const bool more = offload_ != nullptr && offload_->Poll();
   ExpireDeadlines();
+  const bool more = offload_ != nullptr && offload_->Poll();
   scheduler_.Schedule(&plan_);
   speculation_.AddDrafts(&plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);

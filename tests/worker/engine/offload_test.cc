@@ -375,6 +375,18 @@ TEST_F(OffloadTest, WritesThatCameToNothingDoNotHoldUpAStep) {
   EXPECT_EQ(stats().dropped_writes, 126u);
 }
 
+TEST_F(OffloadTest, AnExpiredRequestsBlocksGoOutInTheSameStep) {
+  Make();
+  GenerateRequest request = Offloaded("a", 100, 1);
+  request.deadline = clock.Now() + std::chrono::milliseconds(10);
+  auto sink = Add(request);
+  for (int step = 0; step < 5; ++step) Step();
+  clock.Advance(std::chrono::milliseconds(10));
+  EXPECT_FALSE(core->Step());
+  EXPECT_EQ(sink->finished->reason, FinishReason::kDeadline);
+  EXPECT_TRUE(options.disk->WaitForDone(std::nullopt));
+}
+
 TEST_F(OffloadTest, RequestsThatNobodyServesAreRefusedByName) {
   Make();
   GenerateRequest request = Offloaded("a", 10, 1);
