@@ -71,19 +71,30 @@ absl::Status DiskStore::OpenSlab(const std::string& path, const DiskStoreOptions
   return status.ok() ? status : InDirectory(status);
 }
 
-absl::StatusOr<uint64_t> DiskStore::Scan(int32_t slots, Slab& slab) {
+uint64_t DiskStore::Scan(int32_t slots, Slab& slab) {
   struct Written {
     uint64_t sequence;
     TierIndex::Found found;
   };
   std::vector<Written> written;
+  absl::Status trouble;
+  int32_t unreadable = 0;
   std::vector<std::byte> header(kBlockHeaderBytes);
   for (int32_t slot = 0; slot < slots; ++slot) {
     const absl::Status read = slab.file->Read(kSlabHeaderBytes + slot * slab.slot_bytes, header);
-    if (!read.ok()) return InDirectory(read);
+    if (!read.ok()) {
+      trouble = read;
+      ++unreadable;
+      continue;
+    }
     const auto entry = slab.records.DecodeHeader(header);
     if (!entry.ok() || entry->key.empty()) continue;
     written.push_back({entry->sequence, {slot, {entry->key, entry->parent}}});
+  }
+  // A disk with a bad place is of use beside it; if the slot is needed, the write says more.
+  if (unreadable > 0) {
+    LogWarning("{} of {} slots cannot be read: {}", unreadable, slots,
+               std::string(trouble.message()));
   }
   std::sort(written.begin(), written.end(),
             [](const Written& a, const Written& b) { return a.sequence < b.sequence; });
@@ -122,8 +133,7 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(
   for (size_t i = 0; i < slabs.size(); ++i) {
     const std::string path = absl::StrCat(options.directory, "/pool-", i, ".slab");
     KVIST_RETURN_IF_ERROR(OpenSlab(path, options, static_cast<int32_t>(slots), slabs[i]));
-    KVIST_ASSIGN_OR_RETURN(const uint64_t sequence, Scan(static_cast<int32_t>(slots), slabs[i]));
-    newest = std::max(newest, sequence);
+    newest = std::max(newest, Scan(static_cast<int32_t>(slots), slabs[i]));
   }
   KVIST_ASSIGN_OR_RETURN(Arena memory,
                          Arena::Create((kStagingBuffers + 1) * largest, "offload buffers"));

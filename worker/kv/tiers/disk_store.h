@@ -107,8 +107,9 @@ class DiskStore {
   DiskStore(const DiskStoreOptions& options, std::vector<Slab> slabs, int32_t slots, Arena memory);
   static absl::Status OpenSlab(const std::string& path, const DiskStoreOptions& options,
                                int32_t slots, Slab& slab);
-  // Reads the headers of all slots; returns the highest sequence among them.
-  static absl::StatusOr<uint64_t> Scan(int32_t slots, Slab& slab);
+  // Reads the headers of all slots; returns the highest sequence among them. One that cannot be
+  // read is as one that holds nothing.
+  static uint64_t Scan(int32_t slots, Slab& slab);
   void Run();
   absl::Status Execute(DiskJob& job);
 

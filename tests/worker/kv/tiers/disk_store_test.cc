@@ -189,6 +189,18 @@ TEST_F(DiskStoreTest, ADamagedFileHeaderCostsTheRecordsNothingElse) {
   EXPECT_EQ(Read(0, 0), 8);
 }
 
+TEST_F(DiskStoreTest, ASlotThatCannotBeReadAtTheStartCostsItsRecordAndALine) {
+  ASSERT_TRUE(Open().ok());
+  for (int32_t slot = 0; slot < 3; ++slot) ASSERT_TRUE(Write(0, slot, slot).ok());
+  faults_->bad_offset = 4096 + kSlotBytes;
+  const CapturedLog log;
+  const absl::Status status = Open();
+  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_EQ(store_->found(0).size(), 2u);
+  EXPECT_EQ(store_->found(0)[1].slot, 2);
+  EXPECT_EQ(log.Lines("1 of 6 slots cannot be read: Input/output error").size(), 2u);  // pools
+}
+
 TEST_F(DiskStoreTest, WhatCannotBeOpenedIsNamed) {
   const absl::Status small = Open(kScope, 0);
   EXPECT_EQ(DetailsOf(small).field, "offload_bytes");
