@@ -405,6 +405,11 @@ TEST_F(OffloadTest, RequestsThatNobodyServesAreRefusedByName) {
   status = PrepareRequest(core->limits(), &request);
   EXPECT_EQ(DetailsOf(status).field, "cache.offload");
   EXPECT_THAT(std::string(status.message()), HasSubstr("--offload-dir"));
+  // What had begun on a worker with a disk goes on here without one.
+  request = Offloaded("a", 10, 1);
+  request.attempt = 2;
+  EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
+  EXPECT_EQ(request.cache.offload, OffloadTier::kOff);
 }
 
 TEST_F(OffloadTest, AnEngineWritesWhatWaitsBeforeItStops) {
