@@ -15,6 +15,7 @@ namespace kvist::worker {
 struct DiskFaults {
   std::atomic<bool> full{false};        // writes and growth: RESOURCE_EXHAUSTED
   std::atomic<bool> unreadable{false};  // reads: UNKNOWN
+  std::atomic<int64_t> bad_offset{-1};  // reads from there: UNKNOWN
   std::atomic<bool> torn{false};        // writes: only the first half, and OK
   std::atomic<int> writes{0};
 };
@@ -30,7 +31,8 @@ class FaultyFile final : public TierFile {
     return file_->Resize(bytes);
   }
   absl::Status Read(int64_t offset, std::span<std::byte> out) const override {
-    if (faults_->unreadable) return absl::UnknownError("Input/output error");
+    if (faults_->unreadable || offset == faults_->bad_offset)
+      return absl::UnknownError("Input/output error");
     return file_->Read(offset, out);
   }
   absl::Status Write(int64_t offset, std::span<const std::byte> bytes) override {

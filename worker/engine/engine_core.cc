@@ -147,8 +147,8 @@ void EngineCore::FlushOffload(std::chrono::milliseconds most) {
 }
 
 bool EngineCore::Step() {
-  if (offload_ != nullptr) offload_->Poll();
   ExpireDeadlines();
+  const bool more = offload_ != nullptr && offload_->Poll();
   scheduler_.Schedule(&plan_);
   speculation_.AddDrafts(static_cast<int64_t>(scheduler_.running().size()), &plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
@@ -167,7 +167,7 @@ bool EngineCore::Step() {
                           plan_.total_tokens, stats_.last_step_seconds);
     }
   }
-  return !plan_.chunks.empty();
+  return more || !plan_.chunks.empty();
 }
 
 void EngineCore::ExpireDeadlines() {

@@ -51,7 +51,8 @@ class EngineCore final : private BlockLedger {
   void EndAll(const absl::Status& status);
   // Waits until blocks that are to be offloaded have reached the disk, at most so long.
   void FlushOffload(std::chrono::milliseconds most);
-  // One step: expire deadlines, schedule, run, sample, publish. False if nothing could run.
+  // One step: expire deadlines, schedule, run, sample, publish. False if nothing could run and the
+  // disk tier has nothing to do before the disk has.
   bool Step();
 
   bool idle() const { return live_.empty(); }

@@ -1,7 +1,8 @@
 // Invariants:
 //   1. every buffer is free, or with one job: writes, reads of restores
 //   2. a restore that is not through has its sequence waiting (LiveRequest::restoring), or none
-//   3. each tier's index holds its own invariants
+//   3. unwritten_ has what waits to be written and what is being written, each once
+//   4. each tier's index holds its own invariants
 // A block that was read enters its pool as a cached one: nobody waits with blocks in hand, so
 // restores cannot starve running sequences. Under pressure it may be evicted again before its
 // sequence is admitted; then that part is computed.
@@ -24,6 +25,8 @@ using cache_manager::TierIndex;
 
 // Writes take at most so many buffers: a restore finds others free.
 constexpr int32_t kWriteBuffers = kStagingBuffers / 2;
+// Those whose blocks are gone by their turn are many at once, and a step waits meanwhile.
+constexpr size_t kMaxWritesAtOnce = 64;
 // A rate of a busy moment should not last: weight of the newest sample.
 constexpr double kNewestShare = 0.25;
 // Chunks that say something about the speed of prefill.
@@ -80,12 +83,14 @@ void Offload::WriteBack(const LiveRequest& live) {
   for (size_t b = named.size(); b-- > 0;) {
     for (size_t g = 0; g < live.format->pools.size(); ++g) {
       const size_t pool = live.format->pools[g];
-      if (live.blocks.table(g)[b] < 0 || tiers_[pool]->Find(named[b]).has_value()) continue;
+      if (live.blocks.table(g)[b] < 0 || unwritten_.contains({pool, named[b]})) continue;
+      if (tiers_[pool]->Find(named[b]).has_value()) continue;
       if (waiting_.size() == kMaxWaitingWrites) {
         ++stats_.dropped_writes;
         continue;
       }
       waiting_.push_back({pool, named[b]});
+      unwritten_.insert(waiting_.back());
     }
   }
 }
@@ -133,7 +138,7 @@ void Offload::Forget(LiveRequest& live) {
   live.restoring = false;
 }
 
-void Offload::Poll() {
+bool Offload::Poll() {
   store_->TakeDone(&done_);
   for (DiskDone& done : done_) EndJob(done);
   done_.clear();
@@ -142,12 +147,12 @@ void Offload::Poll() {
     PumpReads();
     EndRestoresThatAreThrough();
   }
-  PumpWrites();
+  return PumpWrites();
 }
 
 void Offload::EndJob(DiskDone& done) {
   const DiskJob& job = done.job;
-  if (!done.status.ok()) Tell(job, done.status);
+  if (!done.status.ok() && job.kind != DiskJob::Kind::kRead) Tell(job, done.status);
   switch (job.kind) {
     case DiskJob::Kind::kWipe:
       --wiping_;
@@ -155,6 +160,7 @@ void Offload::EndJob(DiskDone& done) {
       return;
     case DiskJob::Kind::kWrite:
       --writing_;
+      unwritten_.erase({job.pool, job.entry.key});
       if (done.status.ok()) {
         tiers_[job.pool]->Finish(job.slot);
         ++stats_.written_blocks;
@@ -175,16 +181,25 @@ void Offload::EndRead(DiskDone& done) {
   const auto restore = std::find_if(restores_.begin(), restores_.end(),
                                     [&](const Restore& r) { return r.tag == done.job.tag; });
   --restore->reading;
-  const size_t bytes = store_->records(done.job.pool).record_bytes();
+  const auto stored = tiers_[done.job.pool]->At(done.job.slot);
+  // The slot's block was dropped meanwhile: what was read is nobody's any more.
+  if (!stored.has_value() && done.status.ok()) {
+    restore->abandoned = true;
+    return;
+  }
+  // What the record calls itself is not to be believed.
+  if (done.status.ok() && done.job.entry.key != stored->key) {
+    done.status = absl::DataLossError("the record is of another block");
+  }
   if (!done.status.ok()) {
+    Tell(done.job, done.status);
     const bool damaged = absl::IsDataLoss(done.status) || absl::IsInvalidArgument(done.status);
     ++(damaged ? stats_.damaged_blocks : stats_.read_errors);
-    // By slot: what the record calls itself is not to be believed.
-    const auto stored = tiers_[done.job.pool]->At(done.job.slot);
     if (stored.has_value()) tiers_[done.job.pool]->Evict(stored->key, EvictionCause::kCapacity);
     restore->abandoned = true;
     return;
   }
+  const size_t bytes = store_->records(done.job.pool).record_bytes();
   if (done.seconds > 0) {
     Average(rates_.bytes_per_second, static_cast<double>(bytes) / done.seconds);
   }
@@ -238,19 +253,25 @@ void Offload::PumpReads() {
   }
 }
 
-void Offload::PumpWrites() {
+bool Offload::PumpWrites() {
+  size_t looked_at = 0;
   while (!waiting_.empty() && writing_ < kWriteBuffers && !free_buffers_.empty()) {
+    if (looked_at++ == kMaxWritesAtOnce) return true;
     const Write write = waiting_.front();
     waiting_.pop_front();
     const BlockRef block = (*sources_.pools)[write.pool]->Find(write.key);
     if (block.empty()) {
+      unwritten_.erase(write);
       ++stats_.dropped_writes;
       continue;
     }
     const cache_manager::BlockPool& pool = *(*sources_.pools)[write.pool];
     const cache_manager::BlockFacts facts = pool.Facts(block.index());
     const std::optional<int32_t> slot = tiers_[write.pool]->Begin({write.key, facts.parent});
-    if (!slot.has_value()) continue;
+    if (!slot.has_value()) {
+      unwritten_.erase(write);
+      continue;
+    }
     const auto tokens = pool.Tokens(block.index());
     DiskJob job{
         .kind = DiskJob::Kind::kWrite,
@@ -266,6 +287,7 @@ void Offload::PumpWrites() {
         store_->records(write.pool).BlockOf(store_->Record(job.buffer, write.pool)));
     store_->Submit(std::move(job));
   }
+  return false;
 }
 
 void Offload::EndRestoresThatAreThrough() {
@@ -284,10 +306,10 @@ void Offload::CountStep(int64_t prefill_tokens, int64_t tokens, double seconds) 
 
 void Offload::Flush(std::chrono::milliseconds most) {
   const auto deadline = std::chrono::steady_clock::now() + most;
-  Poll();
+  bool more = Poll();
   while (!waiting_.empty() || writing_ > 0 || wiping_ > 0) {
-    if (!store_->WaitForDone(deadline)) return;
-    Poll();
+    if (!more && !store_->WaitForDone(deadline)) return;
+    more = Poll();
   }
 }
 
@@ -315,6 +337,9 @@ absl::Status Offload::CheckInvariants() const {
   }
   if (free_buffers_.size() + static_cast<size_t>(writing_) + reading != size_t{kStagingBuffers}) {
     return absl::InternalError("offload 1: buffers");
+  }
+  if (unwritten_.size() != waiting_.size() + static_cast<size_t>(writing_)) {
+    return absl::InternalError("offload 3: blocks to be written");
   }
   for (const auto& tier : tiers_) KVIST_RETURN_IF_ERROR(tier->CheckInvariants());
   return absl::OkStatus();

@@ -9,8 +9,10 @@
 #include <deque>
 #include <list>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "cache_manager/block_pool.h"
 #include "cache_manager/tier_index.h"
@@ -65,8 +67,9 @@ class Offload {
   bool StartRestore(LiveRequest& live, int64_t spare);
   // The sequence ends: nothing refers to it any more.
   void Forget(LiveRequest& live);
-  // Puts to their pools what was read, and gives the disk what waits. Between two steps.
-  void Poll();
+  // Puts to their pools what was read, and gives the disk what waits. Between two steps. True:
+  // there is more to do that needs no answer of the disk.
+  bool Poll();
   // What a step computed.
   void CountStep(int64_t prefill_tokens, int64_t tokens, double seconds);
   // Polls until everything that waits is written or `most` has passed.
@@ -79,6 +82,12 @@ class Offload {
   struct Write {
     size_t pool = 0;
     cache_manager::BlockKey key;
+
+    friend bool operator==(const Write&, const Write&) = default;
+    template <typename H>
+    friend H AbslHashValue(H state, const Write& write) {
+      return H::combine(std::move(state), write.pool, write.key);
+    }
   };
   struct Restore {
     uint64_t tag = 0;
@@ -95,7 +104,7 @@ class Offload {
   bool PutIntoPool(const DiskJob& job);
   void PumpWipes();
   void PumpReads();
-  void PumpWrites();
+  bool PumpWrites();
   void EndRestoresThatAreThrough();
   void Tell(const DiskJob& job, const absl::Status& status);
 
@@ -104,6 +113,7 @@ class Offload {
   std::vector<std::unique_ptr<cache_manager::TierIndex>> tiers_;  // by pool
   std::vector<int32_t> free_buffers_;
   std::deque<Write> waiting_;
+  absl::flat_hash_set<Write> unwritten_;
   std::list<Restore> restores_;
   uint64_t restores_begun_ = 0;
   int32_t writing_ = 0;  // buffers with writes

@@ -23,7 +23,8 @@ inline constexpr int32_t kMaxPriority = 100;
 // Checks every field and completes the request: the KV format is set, max_new_tokens (and
 // min_new_tokens with it) is cut to what the context and the pools hold. INVALID_ARGUMENT or
 // OUT_OF_RANGE with the field named; `request` is then unspecified. OUT_OF_RANGE is also a static
-// request that can never be promised its blocks; the message says how many tokens can.
+// request that can never be promised its blocks; the message says how many tokens can. A later
+// attempt is not offloaded where there is no disk.
 absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* request);
 
 }  // namespace kvist::worker

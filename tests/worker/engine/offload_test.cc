@@ -5,6 +5,7 @@
 #include <fstream>
 #include <future>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -80,6 +81,35 @@ class OffloadTest : public testing::Test {
     return request;
   }
   OffloadStats stats() const { return core->stats().offload; }
+  // A record that is right in itself, of no sequence here, where the disk has another; the worker
+  // runs. Fewer tokens than a block's: a partial one.
+  void PutForeignRecord(int32_t slot, size_t tokens) {
+    const BlockFile& records = options.disk->records(0);
+    BlockFileEntry entry{.parent = cache_manager::RootKey({.model_fingerprint = "another"})};
+    entry.tokens.assign(tokens, 7);
+    if (tokens == 16) entry.key = cache_manager::ChildKey(entry.parent, entry.tokens);
+    std::vector<std::byte> record(records.record_bytes());
+    records.Encode(entry, record);
+    std::fstream file(folder.path() + "/pool-0.slab",
+                      std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(4096 + slot * 832);
+    file.write(reinterpret_cast<const char*>(record.data()),
+               static_cast<std::streamsize>(record.size()));
+  }
+  // What a manager says when a session was deleted.
+  void Delete(const SessionId& session) {
+    EngineState state = core->state();
+    cache_manager::WorkerInfo info{.id = WorkerId("w"), .incarnation = Incarnation(1)};
+    info.pools.push_back({.group = "full", .format = "f16", .num_blocks = 64});
+    cache_manager::WorkerSide side(info,
+                                   {state.pools, &state.sessions, &state.events, state.tiers});
+    side.Connect(0);
+    ASSERT_TRUE(side.Receive(cache_manager::EvictCommand{.incarnation = Incarnation(1),
+                                                         .request = RequestId("c"),
+                                                         .session = session,
+                                                         .release = true})
+                    .ok());
+  }
 
   TempFolder folder;
   HashBackendOptions backend;
@@ -162,6 +192,47 @@ TEST_F(OffloadTest, ADamagedBlockIsComputedAgain) {
   // It was written again when the turn ended.
   Flush();
   EXPECT_EQ(core->state().tiers[0]->stored(), 13);
+}
+
+TEST_F(OffloadTest, ARecordOfAnotherBlockIsDamagedAndNotBelieved) {
+  for (const size_t tokens : {size_t{16}, size_t{3}}) {
+    Make();
+    const GenerateRequest request = Offloaded("a", 200, 1);
+    auto cold = Run(request);
+    Flush();
+    EmptyPools();
+    PutForeignRecord(/*slot=*/5, tokens);
+    const uint64_t damaged = stats().damaged_blocks;
+    auto warm = Run(request);
+    EXPECT_EQ(warm->ids, cold->ids);
+    EXPECT_EQ(warm->finished->cached_tokens, 7 * 16);
+    EXPECT_EQ(stats().damaged_blocks, damaged + 1);
+    // It was written again, so the next turn finds all.
+    Flush();
+    EmptyPools();
+    warm = Run(request);
+    EXPECT_EQ(warm->finished->cached_tokens, 12 * 16);
+    EXPECT_EQ(stats().damaged_blocks, damaged + 1);
+  }
+}
+
+TEST_F(OffloadTest, BlocksDeletedWhileTheyAreReadDoNotComeBack) {
+  Make();
+  const GenerateRequest request = Offloaded("a", 200, 1);
+  Run(request);
+  Flush();
+  EmptyPools();
+  const int32_t cached = core->state().pools[0]->Counts().cached;
+  Add(request);
+  Step();
+  ASSERT_FALSE(core->idle());
+  Delete(request.session);
+  EXPECT_EQ(core->state().tiers[0]->stored(), 0);
+  core->Cancel(request.id);
+  Flush();
+  Step();
+  EXPECT_EQ(stats().restored_blocks, 0u);
+  EXPECT_EQ(core->state().pools[0]->Counts().cached, cached);
 }
 
 TEST_F(OffloadTest, ADiskThatFailsInFlightCostsACounterAndALine) {
@@ -268,21 +339,55 @@ TEST_F(OffloadTest, ADeletedSessionsBlocksLeaveTheDiskAndSharedOnesStay) {
   Run(longer);
   Flush();
   EXPECT_EQ(core->state().tiers[0]->stored(), 10);
-  EngineState state = core->state();
-  cache_manager::WorkerInfo info{.id = WorkerId("w"), .incarnation = Incarnation(1)};
-  info.pools.push_back({.group = "full", .format = "f16", .num_blocks = 64});
-  cache_manager::WorkerSide side(info, {state.pools, &state.sessions, &state.events, state.tiers});
-  side.Connect(0);
-  ASSERT_TRUE(side.Receive(cache_manager::EvictCommand{.incarnation = Incarnation(1),
-                                                       .request = RequestId("c"),
-                                                       .session = longer.session,
-                                                       .release = true})
-                  .ok());
+  Delete(longer.session);
   EXPECT_EQ(core->state().tiers[0]->stored(), 4);
   Flush();
   EXPECT_TRUE(core->state().tiers[0]->TakeWipes().empty());
   Make();
   EXPECT_EQ(core->state().tiers[0]->stored(), 4);  // wiped on the disk too
+}
+
+TEST_F(OffloadTest, SamplesQueueTheirCommonBlocksOnce) {
+  Make();
+  const GenerateRequest first = Offloaded("a", 200, 1);
+  Add(first);
+  for (int sample = 1; sample < 4; ++sample) {
+    GenerateRequest request = first;
+    request.id = RequestId(Numbered("a-", sample));
+    request.session = SessionId();
+    request.fork_of = first.id;
+    Add(request);
+  }
+  while (!core->idle() && !HasFatalFailure()) Step();
+  // All 13 blocks of it are gone before their turn.
+  EmptyPools();
+  Flush();
+  EXPECT_EQ(stats().written_blocks, 0u);
+  EXPECT_EQ(stats().dropped_writes, 13u);
+}
+
+TEST_F(OffloadTest, WritesThatCameToNothingDoNotHoldUpAStep) {
+  backend.num_blocks = 256;
+  backend.context_tokens = 4096;
+  Make();
+  Run(Offloaded("a", 2000, 1));
+  EmptyPools();
+  EXPECT_TRUE(core->Step());  // there is more to look at, and nobody to wake the loop
+  EXPECT_EQ(stats().dropped_writes, 64u);
+  EXPECT_FALSE(core->Step());
+  EXPECT_EQ(stats().dropped_writes, 126u);
+}
+
+TEST_F(OffloadTest, AnExpiredRequestsBlocksGoOutInTheSameStep) {
+  Make();
+  GenerateRequest request = Offloaded("a", 100, 1);
+  request.deadline = clock.Now() + std::chrono::milliseconds(10);
+  auto sink = Add(request);
+  for (int step = 0; step < 5; ++step) Step();
+  clock.Advance(std::chrono::milliseconds(10));
+  EXPECT_FALSE(core->Step());
+  EXPECT_EQ(sink->finished->reason, FinishReason::kDeadline);
+  EXPECT_TRUE(options.disk->WaitForDone(std::nullopt));
 }
 
 TEST_F(OffloadTest, RequestsThatNobodyServesAreRefusedByName) {
@@ -303,6 +408,11 @@ TEST_F(OffloadTest, RequestsThatNobodyServesAreRefusedByName) {
   status = PrepareRequest(core->limits(), &request);
   EXPECT_EQ(DetailsOf(status).field, "cache.offload");
   EXPECT_THAT(std::string(status.message()), HasSubstr("--offload-dir"));
+  // What had begun on a worker with a disk goes on here without one.
+  request = Offloaded("a", 10, 1);
+  request.attempt = 2;
+  EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
+  EXPECT_EQ(request.cache.offload, OffloadTier::kOff);
 }
 
 TEST_F(OffloadTest, AnEngineWritesWhatWaitsBeforeItStops) {

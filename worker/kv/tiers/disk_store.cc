@@ -5,6 +5,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cache_manager/limits.h"
 #include "common/base/check.h"
@@ -26,14 +27,15 @@ absl::Status InDirectory(const absl::Status& status) {
   return InvalidField(full ? "offload_bytes" : "offload_dir", std::string(status.message()));
 }
 
-// OK: the file holds blocks of this scope. NOT_FOUND: it is to be begun anew.
+// OK: the file holds blocks of this scope. NOT_FOUND: it was never begun, or as the
+// message says is of no use.
 absl::Status CheckOwner(const std::string& path, const TierFile& file, const BlockFile& records) {
-  if (file.size_bytes() == 0) return absl::NotFoundError("a new file");
+  if (file.size_bytes() == 0) return absl::NotFoundError("");
   std::vector<std::byte> header(kBlockHeaderBytes);
   const absl::Status read = file.Read(0, header);
   if (!read.ok() && !absl::IsDataLoss(read)) return InDirectory(read);
   if (std::all_of(header.begin(), header.end(), [](std::byte b) { return b == std::byte{0}; })) {
-    return absl::NotFoundError("it was never begun");
+    return absl::NotFoundError("");
   }
   const absl::Status owner = records.DecodeScope(header);
   if (owner.ok()) return owner;
@@ -47,8 +49,45 @@ absl::Status CheckOwner(const std::string& path, const TierFile& file, const Blo
                                      " has blocks of another model: delete it, or give this "
                                      "worker a directory of its own"));
   }
-  LogWarning("{} is begun anew: {}", path, std::string(owner.message()));
-  return absl::NotFoundError("of no use");
+  return absl::NotFoundError(owner.message());
+}
+
+// N of "pool-N.slab", without leading zeros; -1: another name.
+int64_t NumberOf(const std::string& name) {
+  int64_t number = -1;
+  if (!name.starts_with("pool-") || !name.ends_with(".slab") ||
+      !absl::SimpleAtoi(name.substr(5, name.size() - 10), &number)) {
+    return -1;
+  }
+  return name == absl::StrCat("pool-", number, ".slab") ? number : -1;
+}
+
+// Files of pools that a former run of the worker had: their room is not in the budget.
+absl::Status RemoveOldSlabs(const DiskStoreOptions& options, const BlockFile& records,
+                            size_t num_pools) {
+  std::error_code error;
+  std::vector<std::filesystem::path> old;
+  for (auto entry = std::filesystem::directory_iterator(options.directory, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::filesystem::path& path = entry->path();
+    if (NumberOf(path.filename()) >= static_cast<int64_t>(num_pools)) old.push_back(path);
+  }
+  if (error) {
+    return InvalidField("offload_dir", absl::StrCat(options.directory, ": ", error.message()));
+  }
+  for (const std::filesystem::path& path : old) {
+    auto file = options.open(path);
+    if (!file.ok()) return InDirectory(file.status());
+    const absl::Status owner = CheckOwner(path, **file, records);
+    if (!owner.ok() && !absl::IsNotFound(owner)) return owner;
+    if (std::filesystem::remove(path, error)) {
+      LogWarning("{} is removed: this worker has no such pool", path.string());
+    }
+    if (error) {
+      return InvalidField("offload_dir", absl::StrCat(path.string(), ": ", error.message()));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -60,6 +99,9 @@ absl::Status DiskStore::OpenSlab(const std::string& path, const DiskStoreOptions
   slab.file = *std::move(file);
   const absl::Status owner = CheckOwner(path, *slab.file, slab.records);
   const bool fresh = absl::IsNotFound(owner);
+  if (fresh && !owner.message().empty()) {
+    LogWarning("{} is begun anew: {}", path, std::string(owner.message()));
+  }
   if (!owner.ok() && !fresh) return owner;
   // Old records may not stay where another layout has its slots.
   absl::Status status = fresh ? slab.file->Resize(0) : absl::OkStatus();
@@ -71,19 +113,30 @@ absl::Status DiskStore::OpenSlab(const std::string& path, const DiskStoreOptions
   return status.ok() ? status : InDirectory(status);
 }
 
-absl::StatusOr<uint64_t> DiskStore::Scan(int32_t slots, Slab& slab) {
+uint64_t DiskStore::Scan(int32_t slots, Slab& slab) {
   struct Written {
     uint64_t sequence;
     TierIndex::Found found;
   };
   std::vector<Written> written;
+  absl::Status trouble;
+  int32_t unreadable = 0;
   std::vector<std::byte> header(kBlockHeaderBytes);
   for (int32_t slot = 0; slot < slots; ++slot) {
     const absl::Status read = slab.file->Read(kSlabHeaderBytes + slot * slab.slot_bytes, header);
-    if (!read.ok()) return InDirectory(read);
+    if (!read.ok()) {
+      trouble = read;
+      ++unreadable;
+      continue;
+    }
     const auto entry = slab.records.DecodeHeader(header);
     if (!entry.ok() || entry->key.empty()) continue;
     written.push_back({entry->sequence, {slot, {entry->key, entry->parent}}});
+  }
+  // A disk with a bad place is of use beside it; if the slot is needed, the write says more.
+  if (unreadable > 0) {
+    LogWarning("{} of {} slots cannot be read: {}", unreadable, slots,
+               std::string(trouble.message()));
   }
   std::sort(written.begin(), written.end(),
             [](const Written& a, const Written& b) { return a.sequence < b.sequence; });
@@ -118,12 +171,13 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(
   if (error) {
     return InvalidField("offload_dir", absl::StrCat(options.directory, ": ", error.message()));
   }
+  // First, for their room may be needed.
+  KVIST_RETURN_IF_ERROR(RemoveOldSlabs(options, slabs[0].records, slabs.size()));
   uint64_t newest = 0;
   for (size_t i = 0; i < slabs.size(); ++i) {
     const std::string path = absl::StrCat(options.directory, "/pool-", i, ".slab");
     KVIST_RETURN_IF_ERROR(OpenSlab(path, options, static_cast<int32_t>(slots), slabs[i]));
-    KVIST_ASSIGN_OR_RETURN(const uint64_t sequence, Scan(static_cast<int32_t>(slots), slabs[i]));
-    newest = std::max(newest, sequence);
+    newest = std::max(newest, Scan(static_cast<int32_t>(slots), slabs[i]));
   }
   KVIST_ASSIGN_OR_RETURN(Arena memory,
                          Arena::Create((kStagingBuffers + 1) * largest, "offload buffers"));

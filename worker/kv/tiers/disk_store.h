@@ -66,7 +66,8 @@ class DiskStore {
   // directory can be had or written, it is in use, it has a file of another model or of something
   // else; the budget holds no slot for each pool, or the disk has not the room. A file of another
   // numerics id or layout of this model is emptied, with a line in the log: its blocks are of no
-  // use to this worker, and an upgrade should not need a hand.
+  // use to this worker, and an upgrade should not need a hand. Files of pools that this worker does
+  // not have are removed, with a line in the log.
   static absl::StatusOr<std::unique_ptr<DiskStore>> Open(const DiskStoreOptions& options,
                                                          const std::vector<BlockFileScope>& scopes);
   ~DiskStore();  // after the job under way; those that wait are dropped
@@ -107,8 +108,9 @@ class DiskStore {
   DiskStore(const DiskStoreOptions& options, std::vector<Slab> slabs, int32_t slots, Arena memory);
   static absl::Status OpenSlab(const std::string& path, const DiskStoreOptions& options,
                                int32_t slots, Slab& slab);
-  // Reads the headers of all slots; returns the highest sequence among them.
-  static absl::StatusOr<uint64_t> Scan(int32_t slots, Slab& slab);
+  // Reads the headers of all slots; returns the highest sequence among them. One that cannot be
+  // read is as one that holds nothing.
+  static uint64_t Scan(int32_t slots, Slab& slab);
   void Run();
   absl::Status Execute(DiskJob& job);
 

@@ -189,6 +189,38 @@ TEST_F(DiskStoreTest, ADamagedFileHeaderCostsTheRecordsNothingElse) {
   EXPECT_EQ(Read(0, 0), 8);
 }
 
+TEST_F(DiskStoreTest, ASlotThatCannotBeReadAtTheStartCostsItsRecordAndALine) {
+  ASSERT_TRUE(Open().ok());
+  for (int32_t slot = 0; slot < 3; ++slot) ASSERT_TRUE(Write(0, slot, slot).ok());
+  faults_->bad_offset = 4096 + kSlotBytes;
+  const CapturedLog log;
+  const absl::Status status = Open();
+  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_EQ(store_->found(0).size(), 2u);
+  EXPECT_EQ(store_->found(0)[1].slot, 2);
+  EXPECT_EQ(log.Lines("1 of 6 slots cannot be read: Input/output error").size(), 2u);  // pools
+}
+
+TEST_F(DiskStoreTest, FilesOfPoolsThatWentAreRemoved) {
+  ASSERT_TRUE(Open().ok());
+  ASSERT_TRUE(Write(1, 0, 7).ok());
+  store_.reset();
+  std::ofstream(folder_.path() + "/pool-x.slab") << "a diary";
+  const DiskStoreOptions options{.directory = folder_.path(), .bytes = 1 << 20, .clock = &clock_};
+  const CapturedLog log;
+  {
+    auto store = DiskStore::Open(options, {kScope});
+    ASSERT_TRUE(store.ok()) << store.status();
+    EXPECT_EQ(log.Lines("pool-1.slab is removed").size(), 1u);
+    EXPECT_FALSE(std::filesystem::exists(PathOf(1)));
+    EXPECT_TRUE(std::filesystem::exists(folder_.path() + "/pool-x.slab"));
+  }
+  std::ofstream(PathOf(1)) << "a diary";
+  EXPECT_THAT(std::string(DiskStore::Open(options, {kScope}).status().message()),
+              HasSubstr("pool-1.slab is no file of blocks"));
+  EXPECT_TRUE(std::filesystem::exists(PathOf(1)));
+}
+
 TEST_F(DiskStoreTest, WhatCannotBeOpenedIsNamed) {
   const absl::Status small = Open(kScope, 0);
   EXPECT_EQ(DetailsOf(small).field, "offload_bytes");
