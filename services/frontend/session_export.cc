@@ -33,6 +33,7 @@ worker::SessionFileRecord RecordOf(const v1::Session& session) {
       .turns = session.turns(),
       .allocation = std::string(AllocationName(session.cache().allocation())),
       .kv_format = session.cache().kv_format(),
+      .offload = std::string(OffloadName(session.cache().offload())),
       .attention = SpanFromProto(session.cache().attention()),
       .token_ids = {session.history_ids().begin(), session.history_ids().end()}};
   // Between its first turn's begin and end a session has a model and no history.

@@ -128,7 +128,12 @@ class Importer {
     if (AllocationName(allocation) != record.allocation) {
       return InvalidField("cache.allocation", "is none that this kvist knows");
     }
+    const auto offload = OffloadFromName(record.offload);
+    if (OffloadName(offload) != record.offload) {
+      return InvalidField("cache.offload", "is none that this kvist knows");
+    }
     cache_.set_allocation(allocation);
+    cache_.set_offload(offload);
     if (record.attention != cache_manager::AttentionSpan()) {
       *cache_.mutable_attention() = ToProto(record.attention);
     }

@@ -237,6 +237,22 @@ TEST_F(SessionFilesTest, AFormatThatIsNotServedGivesWayToTheDefault) {
   NextTurn(*client_, "q");
 }
 
+TEST_F(SessionFilesTest, WhatASessionAskedOfItsCacheComesBack) {
+  v1::CreateSessionRequest create;
+  create.set_id("all");
+  create.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
+  create.mutable_cache()->set_kv_format("f16");
+  create.mutable_cache()->set_offload(v1::CacheParams::DISK);
+  create.mutable_cache()->mutable_attention()->set_window_tokens(64);
+  create.mutable_cache()->mutable_attention()->set_sink_tokens(4);
+  ASSERT_TRUE(client_->CreateSession(create).ok());
+  const SavedSession saved = Save(*client_, "all");
+  ASSERT_TRUE(saved.status.ok()) << saved.status;
+  const auto restored = Restore(*client_, saved.bytes, "t");
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->session().cache().SerializeAsString(), create.cache().SerializeAsString());
+}
+
 TEST_F(SessionFilesTest, OneSecretOrTrustOpensTheSeal) {
   RoleClusterOptions secret;
   secret.cluster_secret = "secret";
