@@ -200,8 +200,7 @@ class Exporter {
     KVIST_RETURN_IF_ERROR(SendBytes(head));
     KVIST_RETURN_IF_ERROR(SendBlocks());
     v1::ExportSessionResponse last;
-    last.set_data(worker::SessionFileTrailer(checksum_.Finish(),
-                                             worker::SessionSealKey(state_.cluster_secret)));
+    last.set_data(worker::SessionFileTrailer(checksum_.Finish(), state_.session_seal_key));
     return Write(last);
   }
 
