@@ -11,6 +11,7 @@
 #include "services/frontend/manager_services.h"
 #include "services/frontend/session_turn.h"
 #include "services/runtime/address.h"
+#include "worker/kv/session_file.h"
 
 namespace kvist::services {
 namespace {
@@ -40,10 +41,13 @@ class FrontendServerImpl final : public FrontendServer {
     state_.relay.silence_limit = milliseconds(options.worker_silence_limit_ms);
     state_.relay.replay_wait = milliseconds(options.replay_wait_ms);
     state_.relay.max_buffered_bytes = options.max_buffered_bytes_per_client;
-    state_.session_file_trust = {.own = !options.cluster_secret.empty() || !options.server.insecure,
-                                 .others = options.trust_snapshots};
+    state_.session_seal_key = worker::SessionSealKey(
+        options.cluster_secret.empty() ? DrawSecret() : options.cluster_secret);
+    state_.trust_snapshots = options.trust_snapshots;
     if (options.cluster_secret.empty()) {
-      LogInfo("no cluster secret is set: prefix caches are salted with a public one");
+      LogInfo(
+          "no cluster secret is set: prefix caches are salted with a public one, and blocks of "
+          "session files are believed only until this process ends");
     }
   }
 
@@ -79,6 +83,13 @@ class FrontendServerImpl final : public FrontendServer {
   }
 
  private:
+  // 256 bits that nobody else has.
+  std::string DrawSecret() {
+    std::string secret;
+    for (int i = 0; i < 4; ++i) secret += DrawName(state_.random, "");
+    return secret;
+  }
+
   ModelDirectoryOptions DirectoryOptions(const FrontendServerOptions& options) {
     return {.worker_addresses = options.worker_addresses,
             .on_ready = [this](bool ready) { OnReady(ready); }};

@@ -28,13 +28,6 @@
 
 namespace kvist::services {
 
-// Whose blocks are taken from session files: a file's seal (worker/kv/session_file.h) says who
-// wrote it.
-struct SessionFileTrust {
-  bool own = true;      // those that this cluster's secret sealed
-  bool others = false;  // all: whoever made the file is believed
-};
-
 // Thread-safe: each part is, implicit sessions under their lock.
 struct FrontendState {
   FrontendState(std::shared_ptr<grpc::Channel> manager_channel,
@@ -63,7 +56,11 @@ struct FrontendState {
   RelayOptions relay;
   std::string cluster_secret;
   Admission session_files{kMaxSessionFilesAtOnce};
-  SessionFileTrust session_file_trust;
+  // What session files are sealed with (worker/kv/session_file.h): made of the cluster's secret, or
+  // drawn at the start where there is none. Never one that others can know: blocks are believed of
+  // its files alone, unless `trust_snapshots`.
+  std::string session_seal_key;
+  bool trust_snapshots = false;
 };
 
 }  // namespace kvist::services

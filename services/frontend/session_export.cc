@@ -33,6 +33,7 @@ worker::SessionFileRecord RecordOf(const v1::Session& session) {
       .turns = session.turns(),
       .allocation = std::string(AllocationName(session.cache().allocation())),
       .kv_format = session.cache().kv_format(),
+      .offload = std::string(OffloadName(session.cache().offload())),
       .attention = SpanFromProto(session.cache().attention()),
       .token_ids = {session.history_ids().begin(), session.history_ids().end()}};
   // Between its first turn's begin and end a session has a model and no history.
@@ -199,8 +200,7 @@ class Exporter {
     KVIST_RETURN_IF_ERROR(SendBytes(head));
     KVIST_RETURN_IF_ERROR(SendBlocks());
     v1::ExportSessionResponse last;
-    last.set_data(worker::SessionFileTrailer(checksum_.Finish(),
-                                             worker::SessionSealKey(state_.cluster_secret)));
+    last.set_data(worker::SessionFileTrailer(checksum_.Finish(), state_.session_seal_key));
     return Write(last);
   }
 

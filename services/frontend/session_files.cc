@@ -1,5 +1,7 @@
 #include "services/frontend/session_files.h"
 
+#include <algorithm>
+
 #include "cache_manager/block_key.h"
 #include "services/frontend/limits.h"
 #include "services/frontend/request.h"
@@ -7,7 +9,9 @@
 
 namespace kvist::services {
 
-CallPatience::CallPatience(grpc::ServerContext* context) : target_(std::make_shared<Target>()) {
+CallPatience::CallPatience(grpc::ServerContext* context)
+    : last_(std::chrono::system_clock::now() + kMaxSessionFileTime),
+      target_(std::make_shared<Target>()) {
   MutexLock lock(target_->mutex);
   target_->context = context;
 }
@@ -19,7 +23,8 @@ CallPatience::~CallPatience() {
 
 void CallPatience::Start() {
   alarm_ = std::make_unique<grpc::Alarm>();
-  alarm_->Set(std::chrono::system_clock::now() + kSessionFilePatience,
+  alarm_->Set(std::min<std::chrono::system_clock::time_point>(
+                  std::chrono::system_clock::now() + kSessionFilePatience, last_),
               [target = target_](bool expired) {
                 if (!expired) return;
                 MutexLock lock(target->mutex);

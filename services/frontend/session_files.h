@@ -6,6 +6,7 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -19,7 +20,7 @@
 namespace kvist::services {
 
 // Errors as session.proto says. Both hold the caller's thread; a client that stands still for
-// kSessionFilePatience is cancelled.
+// kSessionFilePatience, or takes kMaxSessionFileTime for it all, is cancelled.
 absl::Status ExportSession(FrontendState& state, const v1::ExportSessionRequest& request,
                            grpc::ServerContext* context,
                            grpc::ServerWriter<v1::ExportSessionResponse>* writer);
@@ -27,7 +28,8 @@ absl::Status ImportSession(FrontendState& state, grpc::ServerContext* context,
                            grpc::ServerReader<v1::ImportSessionRequest>* reader,
                            v1::ImportSessionResponse* response);
 
-// Cancels a call whose client stands still for kSessionFilePatience. Single-threaded.
+// Cancels a call whose client stands still for kSessionFilePatience or is not done
+// kMaxSessionFileTime after the beginning. Single-threaded.
 class CallPatience {
  public:
   // REQUIRES: the context outlives it.
@@ -45,6 +47,7 @@ class CallPatience {
     Mutex mutex;
     grpc::ServerContext* context ABSL_GUARDED_BY(mutex) = nullptr;
   };
+  const std::chrono::system_clock::time_point last_;
   const std::shared_ptr<Target> target_;  // also the alarm's, which may come late
   std::unique_ptr<grpc::Alarm> alarm_;
 };

@@ -128,7 +128,12 @@ class Importer {
     if (AllocationName(allocation) != record.allocation) {
       return InvalidField("cache.allocation", "is none that this kvist knows");
     }
+    const auto offload = OffloadFromName(record.offload);
+    if (OffloadName(offload) != record.offload) {
+      return InvalidField("cache.offload", "is none that this kvist knows");
+    }
     cache_.set_allocation(allocation);
+    cache_.set_offload(offload);
     if (record.attention != cache_manager::AttentionSpan()) {
       *cache_.mutable_attention() = ToProto(record.attention);
     }
@@ -182,10 +187,6 @@ class Importer {
   void OpenTarget(const worker::SessionFileRecord& record) {
     if (!record.blocks.has_value()) {
       if (!record.token_ids.empty()) LeaveOut("the file has no blocks");
-      return;
-    }
-    if (!state_.session_file_trust.own && !state_.session_file_trust.others) {
-      LeaveOut("this server has no cluster secret, so it takes no blocks from files");
       return;
     }
     const std::optional<KnownWorker> worker = ChooseWorker(record);
@@ -260,9 +261,7 @@ class Importer {
   }
 
   bool Believed() const {
-    return state_.session_file_trust.others ||
-           (state_.session_file_trust.own &&
-            file_.SealedWith(worker::SessionSealKey(state_.cluster_secret)));
+    return state_.trust_snapshots || file_.SealedWith(state_.session_seal_key);
   }
 
   // The file is whole: the session is made, and its blocks get their names.
@@ -270,8 +269,8 @@ class Importer {
     v1::WorkerImportResponse answer;
     if (target_ != nullptr && !Believed()) {
       LeaveOut(
-          "the file was sealed under another cluster secret, so its blocks are not believed "
-          "(--trust-snapshots would)");
+          "the file was sealed under another cluster secret, or by a server that has none and has "
+          "ended, so its blocks are not believed (--trust-snapshots would)");
       target_.reset();
     }
     // First all must have come to the worker: a record that is wrong refuses the whole file.

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cache_manager/limits.h"
+#include "common/base/int_math.h"
 #include "common/base/status.h"
 #include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
@@ -114,7 +115,9 @@ class Records {
             .tokens = {tokens.begin(), tokens.end()},
             .sequence = static_cast<uint64_t>(index)};
   }
-  bool Reaches(uint64_t index) const { return index * block_tokens_ < tokens_.size(); }
+  bool Reaches(uint64_t index) const {
+    return index < CeilDiv<uint64_t>(tokens_.size(), block_tokens_);
+  }
 
  private:
   std::span<const int32_t> tokens_;

@@ -28,9 +28,8 @@ struct RoleClusterOptions {
   int64_t replay_wait_ms = 15'000;
   // Of all workers; vocabulary, context and pace are the cluster's.
   worker::HashBackendOptions backend;
-  std::string cluster_secret;
+  std::string cluster_secret = "the tests'";
   bool trust_snapshots = false;
-  bool insecure = false;
 };
 
 // How fast a worker runs. Thread-safe.
@@ -72,7 +71,6 @@ class RoleCluster {
     frontend_options.replay_wait_ms = options.replay_wait_ms;
     frontend_options.cluster_secret = options.cluster_secret;
     frontend_options.trust_snapshots = options.trust_snapshots;
-    frontend_options.server.insecure = options.insecure;
     frontend = FrontendServer::Start(frontend_options).value();
     // Every worker, not only the first.
     if (options.workers == 0) return;

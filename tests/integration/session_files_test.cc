@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "services/frontend/limits.h"
 #include "tests/integration/roles_fixture.h"
@@ -195,8 +197,8 @@ TEST_F(SessionFilesTest, BlocksThatCannotBeUsedAreLeftOutAndTheReasonIsTold) {
   rows[1].options.backend.block_tokens = 32;
   rows[2].note = "sealed under another cluster secret";
   rows[2].options.cluster_secret = "secret";
-  rows[3].note = "no cluster secret";
-  rows[3].options.insecure = true;
+  rows[3].note = "sealed under another cluster secret";
+  rows[3].options.cluster_secret = "";
   rows[4].note = "holds 4 blocks";
   rows[4].options.num_blocks = 4;
   for (const Row& row : rows) {
@@ -237,6 +239,22 @@ TEST_F(SessionFilesTest, AFormatThatIsNotServedGivesWayToTheDefault) {
   NextTurn(*client_, "q");
 }
 
+TEST_F(SessionFilesTest, WhatASessionAskedOfItsCacheComesBack) {
+  v1::CreateSessionRequest create;
+  create.set_id("all");
+  create.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
+  create.mutable_cache()->set_kv_format("f16");
+  create.mutable_cache()->set_offload(v1::CacheParams::DISK);
+  create.mutable_cache()->mutable_attention()->set_window_tokens(64);
+  create.mutable_cache()->mutable_attention()->set_sink_tokens(4);
+  ASSERT_TRUE(client_->CreateSession(create).ok());
+  const SavedSession saved = Save(*client_, "all");
+  ASSERT_TRUE(saved.status.ok()) << saved.status;
+  const auto restored = Restore(*client_, saved.bytes, "t");
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(restored->session().cache().SerializeAsString(), create.cache().SerializeAsString());
+}
+
 TEST_F(SessionFilesTest, OneSecretOrTrustOpensTheSeal) {
   RoleClusterOptions secret;
   secret.cluster_secret = "secret";
@@ -260,18 +278,34 @@ TEST_F(SessionFilesTest, OneSecretOrTrustOpensTheSeal) {
 }
 
 // Right in form and checksum, and sealed by nobody who may: KV bytes under the tokens of others.
+// Without a secret nobody may but the server itself, while it runs.
 TEST_F(SessionFilesTest, ForgedBlocksReachNobody) {
   const SavedSession saved = SaveAfterTurn();
-  std::string forged = saved.bytes.substr(0, saved.bytes.size() - worker::kSessionFileTrailerBytes);
-  worker::SessionFileChecksum checksum;
-  checksum.Add(std::as_bytes(std::span(forged.data(), forged.size())));
-  forged += worker::SessionFileTrailer(checksum.Finish(), worker::SessionSealKey("a guess"));
+  const std::string body =
+      saved.bytes.substr(0, saved.bytes.size() - worker::kSessionFileTrailerBytes);
   RoleCluster other;
-  const auto client = other.Connect();
-  const auto restored = Restore(*client, forged);
-  ASSERT_TRUE(restored.ok()) << restored.status();
-  EXPECT_THAT(restored->note(), HasSubstr("not believed"));
-  EXPECT_EQ(client->GetStats()->blocks(), 0);
+  RoleClusterOptions no_secret;
+  no_secret.cluster_secret = "";
+  RoleCluster open(no_secret);
+  RoleCluster as_open(no_secret);
+  for (const char* guess : {"", "a guess", "kvist development secret"}) {
+    worker::SessionFileChecksum checksum;
+    checksum.Add(std::as_bytes(std::span(body.data(), body.size())));
+    const std::string forged =
+        body + worker::SessionFileTrailer(checksum.Finish(), worker::SessionSealKey(guess));
+    for (const RoleCluster* cluster : {&other, &open}) {
+      const auto client = cluster->Connect();
+      const auto restored = Restore(*client, forged, absl::StrCat("f", std::strlen(guess)));
+      ASSERT_TRUE(restored.ok()) << restored.status();
+      EXPECT_THAT(restored->note(), HasSubstr("not believed")) << guess;
+      EXPECT_EQ(client->GetStats()->blocks(), 0) << guess;
+    }
+  }
+  const auto client = open.Connect();
+  NextTurn(*client, "f0");
+  const SavedSession own = Save(*client, "f0");
+  EXPECT_EQ(Restore(*client, own.bytes, "own")->note(), "");
+  EXPECT_EQ(Restore(*as_open.Connect(), own.bytes)->blocks(), 0);
 }
 
 TEST_F(SessionFilesTest, AsManyAsMayRunAtOnceAndOneMore) {

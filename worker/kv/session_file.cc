@@ -1,6 +1,6 @@
 // The record, in order; a text is its length as u16 and its bytes:
 //   text id, model fingerprint, model name; u32 turns; i64 time to live in ms;
-//   text allocation, KV format asked for; i64 window, sinks;
+//   text allocation, KV format and offload asked for; i64 window, sinks;
 //   u32 number of token ids, i32 each;
 //   u8 whether there are blocks; if 1: text numerics id, KV format; i32 tokens of a block;
 //   i64 tokens that the blocks stand for; u32 number of groups, i64 block bytes and i64 blocks each
@@ -118,6 +118,7 @@ absl::StatusOr<SessionFileRecord> DecodeRecord(std::string_view bytes) {
   record.time_to_live_ms = reader.Get<int64_t>("time_to_live_ms");
   record.allocation = reader.GetText("cache.allocation", cm::kMaxIdBytes);
   record.kv_format = reader.GetText("cache.kv_format", cm::kMaxIdBytes);
+  record.offload = reader.GetText("cache.offload", cm::kMaxIdBytes);
   record.attention.window_tokens = reader.Get<int64_t>("cache.attention.window_tokens");
   record.attention.sink_tokens = reader.Get<int64_t>("cache.attention.sink_tokens");
   const size_t tokens = reader.Get<uint32_t>("token_ids");
@@ -217,6 +218,7 @@ absl::Status Validate(const SessionFileRecord& record) {
   if (record.time_to_live_ms < 0) return InvalidField("time_to_live_ms", "is negative");
   KVIST_RETURN_IF_ERROR(CheckName("cache.allocation", record.allocation, cm::kMaxIdBytes));
   KVIST_RETURN_IF_ERROR(CheckName("cache.kv_format", record.kv_format, cm::kMaxIdBytes));
+  KVIST_RETURN_IF_ERROR(CheckName("cache.offload", record.offload, cm::kMaxIdBytes));
   KVIST_RETURN_IF_ERROR(cm::ValidateAttention(record.attention, cm::kMaxWindowTokens));
   if (record.token_ids.size() > cm::kMaxSessionTokens) {
     return FieldOutOfRange("token_ids", absl::StrCat("more than ", cm::kMaxSessionTokens));
@@ -255,6 +257,7 @@ std::string EncodeSessionFileHead(const SessionFileRecord& record) {
   body.Put(record.time_to_live_ms);
   body.PutText(record.allocation);
   body.PutText(record.kv_format);
+  body.PutText(record.offload);
   body.Put(record.attention.window_tokens);
   body.Put(record.attention.sink_tokens);
   body.Put(static_cast<uint32_t>(record.token_ids.size()));

@@ -7,8 +7,10 @@
 //    16  u64 bytes of all blocks
 //    24  the record (session_file.cc says its fields)
 //        the blocks: records of block_file.h by (group, index); `sequence` is the index, the keys
-//        are those under SessionFileRoot SHA-256 of all before it HMAC-SHA-256 of that digest: the
-//        seal
+//        are those under SessionFileRoot
+//        SHA-256 of all before it
+//        HMAC-SHA-256 of that digest: the seal
+//
 // Numbers are little-endian. The checksum tells damage, the seal who wrote the file: KV bytes are a
 // claim about a computation that nobody checks again, so they are believed only of one's own.
 #ifndef KVIST_WORKER_KV_SESSION_FILE_H_
@@ -67,8 +69,9 @@ struct SessionFileRecord {
   std::string model_name;         // for people
   uint32_t turns = 0;
   int64_t time_to_live_ms = 0;
-  std::string allocation;  // these three as the session asks for them; empty: the server's default
+  std::string allocation;  // these four as the session asks for them; empty: the server's default
   std::string kv_format;
+  std::string offload;
   cache_manager::AttentionSpan attention;
   std::vector<int32_t> token_ids;
   std::optional<SessionFileBlocks> blocks;

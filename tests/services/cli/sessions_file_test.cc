@@ -21,13 +21,11 @@ using testing::CliResult;
 using testing::CliServer;
 
 std::unique_ptr<CliServer> StartServer(const std::string& name,
-                                       const std::vector<std::string>& more = {}) {
+                                       const std::string& cluster_secret = "one") {
   auto server = std::make_unique<CliServer>(name);
   const std::string model = (server->folder() / "tiny.gguf").string();
   EXPECT_TRUE(testing::WriteChatModel(model, 1024));
-  std::vector<std::string> flags = {"--model", model, "--kv-memory", "16MB"};
-  flags.insert(flags.end(), more.begin(), more.end());
-  server->Start(flags);
+  server->Start({"--model", model, "--kv-memory", "16MB", "--cluster-secret", cluster_secret});
   return server;
 }
 
@@ -99,7 +97,7 @@ TEST_F(SessionsFileTest, AnotherServerAnswersAsTheFirstAndFindsAllCached) {
 
 TEST_F(SessionsFileTest, AServerOfAnotherSecretTakesTheHistoryAloneAndSaysSo) {
   const std::string file = SaveSession("secretive");
-  const auto other = StartServer("files-secret", {"--cluster-secret", "another"});
+  const auto other = StartServer("files-secret", "another");
   const CliResult restored = other->Kvist({"sessions", "import", file});
   EXPECT_EQ(restored.exit_code, 0) << restored.errors;
   EXPECT_NE(restored.errors.find("cluster secret"), std::string::npos) << restored.errors;

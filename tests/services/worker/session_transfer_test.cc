@@ -253,6 +253,35 @@ TEST_F(SessionTransferTest, DamagedAndForgedRecordsAreRefusedAndNothingIsKept) {
   ExpectNothingKept(to_);
 }
 
+// A record whose checksums agree and whose index, times the tokens of a block, begins again at 0.
+TEST_F(SessionTransferTest, AnIndexBeyondAllBlocksIsRefused) {
+  for (const int32_t block_tokens : {16, 64}) {
+    backend_.block_tokens = block_tokens;
+    from_ = StartWorker(backend_);
+    to_ = StartWorker(backend_);
+    const v1::SessionHistory history = RunTurn(100);
+    const Exported out = Export(*from_.stub, history);
+    ASSERT_TRUE(out.status.ok()) << out.status;
+    const worker::BlockFile file({.model_fingerprint = backend_.fingerprint,
+                                  .numerics_id = backend_.numerics_id,
+                                  .group = 0,
+                                  .format = worker::KvFormat::kF16,
+                                  .block_tokens = block_tokens,
+                                  .block_bytes = out.blocks.groups(0).block_bytes()});
+    std::string records = out.records;
+    const auto first = std::as_writable_bytes(std::span(records)).first(file.record_bytes());
+    auto entry = file.Decode(first);
+    ASSERT_TRUE(entry.ok()) << entry.status();
+    for (const int shift : {32, 57, 58, 59, 60, 63}) {
+      entry->sequence = uint64_t{1} << shift;
+      file.Encode(*entry, first);
+      const Imported in = Import(*to_.stub, Head(history, out.blocks), records);
+      EXPECT_EQ(DetailsOf(in.status).field, "records.tokens") << shift << in.status;
+    }
+    ExpectNothingKept(to_);
+  }
+}
+
 TEST_F(SessionTransferTest, AMessageBeyondTheLimitIsRefused) {
   const v1::SessionHistory history = RunTurn(100);
   const Exported out = Export(*from_.stub, history);

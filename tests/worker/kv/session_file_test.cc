@@ -28,6 +28,7 @@ SessionFileRecord RecordOf(size_t tokens) {
                            .time_to_live_ms = 5000,
                            .allocation = "static",
                            .kv_format = "q8",
+                           .offload = "disk",
                            .attention = {.window_tokens = 32, .sink_tokens = 4}};
   for (size_t i = 0; i < tokens; ++i) record.token_ids.push_back(static_cast<int32_t>(7 * i));
   return record;
@@ -153,7 +154,7 @@ TEST(SessionFileTest, HostileContentsAreRefusedWithTheirField) {
   const size_t tail = head.size();
   const size_t groups = tail - 2 * 16 - 4;
   const size_t ids = kSessionFileFrontBytes + 2 + record.id.size() + 2 + 64 + 2 +
-                     record.model_name.size() + 4 + 8 + 2 + 6 + 2 + 2 + 16;
+                     record.model_name.size() + 4 + 8 + 2 + 6 + 2 + 2 + 2 + 4 + 16;
   using enum absl::StatusCode;
   const std::vector<Row> rows = {
       {"magic", kInvalidArgument, put(0, 'K')},
@@ -168,6 +169,8 @@ TEST(SessionFileTest, HostileContentsAreRefusedWithTheirField) {
       {"model_name", kInvalidArgument, put(24 + 2 + 7 + 2 + 64 + 2, '\xff')},
       {"token_ids", kInvalidArgument, put(ids, ~uint32_t{0})},
       {"token_ids", kInvalidArgument, put(ids + 4, int32_t{-1})},
+      {"cache.offload", kInvalidArgument, put(ids - 16 - 4, '\n')},
+      {"cache.offload", kInvalidArgument, put(ids - 16 - 6, uint16_t{0xffff})},
       {"cache.attention.window_tokens", kInvalidArgument, put(ids - 16, int64_t{-5})},
       {"cache.attention.sink_tokens", kInvalidArgument, put(ids - 8, int64_t{33})},
       {"blocks", kInvalidArgument, put(ids + 4 + 4 * 40, uint8_t{2})},
