@@ -240,7 +240,7 @@ void Offload::PumpWipes() {
 void Offload::PumpReads() {
   for (Restore& restore : restores_) {
     while (!restore.abandoned && restore.next < restore.blocks.size() && !free_buffers_.empty()) {
-      const Write& block = restore.blocks[restore.next++];
+      const Place& block = restore.blocks[restore.next++];
       const std::optional<int32_t> slot = tiers_[block.pool]->Find(block.key);
       if (!slot.has_value()) {
         restore.abandoned = true;
@@ -261,7 +261,7 @@ bool Offload::PumpWrites() {
   size_t looked_at = 0;
   while (!waiting_.empty() && writing_ < kWriteBuffers && !free_buffers_.empty()) {
     if (looked_at++ == kMaxWritesAtOnce) return true;
-    const Write write = waiting_.front();
+    const Place write = waiting_.front();
     waiting_.pop_front();
     const BlockRef block = (*sources_.pools)[write.pool]->Find(write.key);
     if (block.empty()) {
