@@ -23,8 +23,7 @@ uint8_t FastestTier(const WorkerMirror& mirror, PoolIndex pool, const BlockKey& 
 // Finds the longest usable prefix over the pools of one worker.
 class PrefixMatch {
  public:
-  PrefixMatch(const WorkerEntry& entry, const LocateQuery& query)
-      : entry_(entry), query_(query), matchable_(query.keys.size()) {
+  PrefixMatch(const WorkerEntry& entry, const LocateQuery& query) : entry_(entry), query_(query) {
     for (size_t i = 0; i < entry.info.pools.size(); ++i) {
       const PoolSpec& spec = entry.info.pools[i];
       if (spec.format != query.format || spec.block_tokens != query.block_tokens) continue;
@@ -44,25 +43,13 @@ class PrefixMatch {
   bool served() const { return served_; }
 
   void Fill(WorkerMatch& match) {
-    if (matchable_ == 0) return;
-    worst_tier_.assign(matchable_, 0);
-    for (const PoolIndex pool : full_) CutAtFirstMissing(pool, matchable_);
-    for (const Windowed& group : windowed_) {
-      CutAtFirstMissing(group.pool, static_cast<size_t>(group.sink_blocks));
+    for (size_t tier = kNumTiers; tier > 0;) {
+      const Prefix prefix = LongestPrefix(static_cast<uint8_t>(tier - 1));
+      const auto tokens = static_cast<uint32_t>(prefix.blocks) * query_.block_tokens;
+      // Without the tiers that it does not need it is the longest too.
+      for (; tier > prefix.slowest; --tier) match.tokens_up_to_tier[tier - 1] = tokens;
     }
-    usable_.assign(matchable_ + 1, true);
-    tiers_.clear();
-    for (const Windowed& group : windowed_) RequireWindow(group);
-    size_t blocks = matchable_;
-    while (blocks > 0 && !usable_[blocks]) --blocks;
-    match.matched_tokens = static_cast<uint32_t>(blocks) * query_.block_tokens;
-    for (size_t w = 0; w < windowed_.size(); ++w) {
-      const size_t window = static_cast<size_t>(windowed_[w].window_blocks);
-      for (size_t i = blocks - std::min(blocks, window); i < blocks; ++i) {
-        worst_tier_[i] = std::max(worst_tier_[i], tiers_[w][i]);
-      }
-    }
-    for (size_t i = 0; i < blocks; ++i) match.tokens_by_tier[worst_tier_[i]] += query_.block_tokens;
+    match.matched_tokens = match.tokens_up_to_tier.back();
   }
 
  private:
@@ -72,11 +59,47 @@ class PrefixMatch {
     int64_t sink_blocks = 0;
   };
 
+  struct Prefix {
+    size_t blocks = 0;
+    size_t slowest = 0;  // tier that it needs
+  };
+
+  // The longest that needs no tier slower than `slowest`.
+  Prefix LongestPrefix(uint8_t slowest) {
+    slowest_ = slowest;
+    matchable_ = query_.keys.size();
+    worst_tier_.assign(matchable_, 0);
+    for (const PoolIndex pool : full_) CutAtFirstMissing(pool, matchable_);
+    for (const Windowed& group : windowed_) {
+      CutAtFirstMissing(group.pool, static_cast<size_t>(group.sink_blocks));
+    }
+    usable_.assign(matchable_ + 1, true);
+    tiers_.clear();
+    for (const Windowed& group : windowed_) RequireWindow(group);
+    Prefix prefix{.blocks = matchable_};
+    while (prefix.blocks > 0 && !usable_[prefix.blocks]) --prefix.blocks;
+    for (size_t w = 0; w < windowed_.size(); ++w) {
+      const size_t window = static_cast<size_t>(windowed_[w].window_blocks);
+      for (size_t i = prefix.blocks - std::min(prefix.blocks, window); i < prefix.blocks; ++i) {
+        worst_tier_[i] = std::max(worst_tier_[i], tiers_[w][i]);
+      }
+    }
+    for (size_t i = 0; i < prefix.blocks; ++i) {
+      prefix.slowest = std::max<size_t>(prefix.slowest, worst_tier_[i]);
+    }
+    return prefix;
+  }
+
   int64_t BlockTokens() const { return static_cast<int64_t>(query_.block_tokens); }
+  // The fastest tier that has the block, of those looked at.
+  uint8_t TierOf(PoolIndex pool, const BlockKey& key) const {
+    const uint8_t tier = FastestTier(*entry_.mirror, pool, key);
+    return tier <= slowest_ ? tier : kNotStored;
+  }
   // Of the first `needed` blocks.
   void CutAtFirstMissing(PoolIndex pool, size_t needed) {
     for (size_t i = 0; i < std::min(needed, matchable_); ++i) {
-      const uint8_t tier = FastestTier(*entry_.mirror, pool, query_.keys[i]);
+      const uint8_t tier = TierOf(pool, query_.keys[i]);
       if (tier == kNotStored) {
         matchable_ = i;
         return;
@@ -90,7 +113,7 @@ class PrefixMatch {
     std::vector<uint8_t>& tiers = tiers_.emplace_back(matchable_);
     size_t run = 0;
     for (size_t i = 0; i < matchable_; ++i) {
-      tiers[i] = FastestTier(*entry_.mirror, group.pool, query_.keys[i]);
+      tiers[i] = TierOf(group.pool, query_.keys[i]);
       run = tiers[i] == kNotStored ? 0 : run + 1;
       if (run < std::min(i + 1, window)) usable_[i + 1] = false;
     }
@@ -101,7 +124,8 @@ class PrefixMatch {
   bool served_ = false;
   std::vector<PoolIndex> full_;
   std::vector<Windowed> windowed_;
-  size_t matchable_;                         // blocks that every full pool has from the start
+  uint8_t slowest_ = 0;                      // tier that is looked at
+  size_t matchable_ = 0;                     // blocks that every full pool has from the start
   std::vector<uint8_t> worst_tier_;          // by block
   std::vector<std::vector<uint8_t>> tiers_;  // by windowed pool and block
   std::vector<bool> usable_;                 // by length in blocks

@@ -63,9 +63,9 @@ struct LocateQuery {
 // What one worker has of a sequence.
 struct WorkerMatch {
   WorkerId worker;
-  uint32_t matched_tokens = 0;
-  // The same by the slowest tier that each block needs.
-  std::array<uint32_t, kNumTiers> tokens_by_tier{};
+  uint32_t matched_tokens = 0;  // in whatever tiers
+  // The longest prefix that needs no tier slower than this one. The last is matched_tokens.
+  std::array<uint32_t, kNumTiers> tokens_up_to_tier{};
   Confidence confidence = Confidence::kBlind;
   Liveness liveness = Liveness::kAlive;
   int64_t lag_ms = 0;

@@ -106,13 +106,12 @@ bool TierIndex::Evict(const BlockKey& key, EvictionCause cause) {
   return true;
 }
 
-std::vector<int32_t> TierIndex::TakeWipes() {
-  std::vector<int32_t> wipes;
-  if (wipes_.empty()) return wipes;
-  for (const int32_t slot : wipes_) at(slot).wipe = false;
-  wipes = wipes_;
-  wipes_.clear();
-  return wipes;
+std::optional<int32_t> TierIndex::TakeWipe() {
+  if (wipes_.empty()) return std::nullopt;
+  const int32_t slot = wipes_.back();
+  wipes_.pop_back();
+  at(slot).wipe = false;
+  return slot;
 }
 
 std::optional<TierBlock> TierIndex::At(int32_t slot) const {

@@ -61,8 +61,9 @@ class TierIndex {
   // Drops a block, also one that is being written. Its slot is to be wiped. Returns whether it was
   // there.
   bool Evict(const BlockKey& key, EvictionCause cause);
-  // Slots of blocks that Evict dropped and that no other block was given; they are forgotten here.
-  std::vector<int32_t> TakeWipes();
+  // A slot of a block that Evict dropped and that no other block was given; it is forgotten here.
+  std::optional<int32_t> TakeWipe();
+  size_t wipes() const { return wipes_.size(); }  // that can be taken
 
   int32_t num_slots() const { return options_.num_slots; }
   int32_t stored() const { return stored_; }

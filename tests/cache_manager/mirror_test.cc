@@ -8,6 +8,7 @@
 #include "cache_manager/limits.h"
 #include "cache_manager/snapshot.h"
 #include "cache_manager/worker_mirror.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/cache_manager/simulated_worker.h"
 #include "tests/support/long_run.h"
@@ -119,10 +120,41 @@ TEST_F(ClusterTest, LocateGivesEachWorkersLongestPrefix) {
   const auto matches = Locate(KeysOf(a.Root(), Tokens(8), kBlockTokens));
   ASSERT_EQ(matches.size(), 3u);
   EXPECT_EQ(matches[0].matched_tokens, 6 * kBlockTokens);
-  EXPECT_EQ(matches[0].tokens_by_tier[0], 6 * kBlockTokens);
+  EXPECT_EQ(matches[0].tokens_up_to_tier[0], 6 * kBlockTokens);
   EXPECT_EQ(matches[1].matched_tokens, 2 * kBlockTokens);
   EXPECT_EQ(matches[2].matched_tokens, 0u);
   EXPECT_EQ(matches[0].confidence, Confidence::kExact);
+}
+
+TEST_F(ClusterTest, WhatSlowerTiersAddIsToldApart) {
+  SimulatedWorker worker({});
+  const auto keys = KeysOf(worker.Root(), Tokens(8), kBlockTokens);
+  worker.Hold(SessionId("s"), TenantId("t"), Tokens(8));
+  WorkerEntry& entry = Mirror(worker);
+  const auto move = [&](PoolIndex pool, size_t block, Tier tier) {
+    const BlockKey parent = block == 0 ? worker.Root() : keys[block - 1];
+    for (const Event& event : std::vector<Event>{
+             BlockStored{pool, keys[block], parent, tier},
+             BlockEvicted{pool, keys[block], Tier::kDevice, EvictionCause::kCapacity}}) {
+      ASSERT_TRUE(entry.mirror->Apply(event, ApplyMode::kInOrder).ok());
+    }
+  };
+  move(0, 5, Tier::kHost);
+  WorkerMatch match = Locate(keys)[0];
+  EXPECT_EQ(match.matched_tokens, 8 * kBlockTokens);
+  EXPECT_THAT(match.tokens_up_to_tier,
+              ::testing::ElementsAre(5 * kBlockTokens, 8 * kBlockTokens, 8 * kBlockTokens));
+  move(0, 2, Tier::kDisk);
+  EXPECT_THAT(Locate(keys)[0].tokens_up_to_tier,
+              ::testing::ElementsAre(2 * kBlockTokens, 2 * kBlockTokens, 8 * kBlockTokens));
+  // The window of the whole is 4 blocks, and one is not on the device.
+  move(1, 7, Tier::kDisk);
+  EXPECT_THAT(Locate(keys)[0].tokens_up_to_tier,
+              ::testing::ElementsAre(2 * kBlockTokens, 2 * kBlockTokens, 8 * kBlockTokens));
+  Mirror(worker);
+  move(1, 7, Tier::kDisk);
+  EXPECT_THAT(Locate(keys)[0].tokens_up_to_tier,
+              ::testing::ElementsAre(7 * kBlockTokens, 7 * kBlockTokens, 8 * kBlockTokens));
 }
 
 TEST_F(ClusterTest, WindowedPoolsNeedOnlyTheLastBlocks) {

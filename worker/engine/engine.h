@@ -51,6 +51,7 @@ struct OffloadStats {
   uint64_t recomputes = 0;      // those for which computing was measured to be cheaper
   uint64_t damaged_blocks = 0;  // read, and not what was written
   uint64_t read_errors = 0, write_errors = 0;
+  uint64_t wipe_errors = 0;     // blocks that were dropped and may be in their file still
   uint64_t dropped_writes = 0;  // evicted before their turn to be written, or too many waited
 };
 

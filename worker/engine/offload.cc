@@ -25,6 +25,8 @@ using cache_manager::TierIndex;
 
 // Writes take at most so many buffers: a restore finds others free.
 constexpr int32_t kWriteBuffers = kStagingBuffers / 2;
+// Wipes that the disk has at once: the reads of a restore come behind them.
+constexpr size_t kMaxWipes = 8;
 // Those whose blocks are gone by their turn are many at once, and a step waits meanwhile.
 constexpr size_t kMaxWritesAtOnce = 64;
 // A rate of a busy moment should not last: weight of the newest sample.
@@ -156,7 +158,7 @@ void Offload::EndJob(DiskDone& done) {
   switch (job.kind) {
     case DiskJob::Kind::kWipe:
       --wiping_;
-      if (!done.status.ok()) ++stats_.write_errors;
+      if (!done.status.ok()) ++stats_.wipe_errors;
       return;
     case DiskJob::Kind::kWrite:
       --writing_;
@@ -226,8 +228,10 @@ bool Offload::PutIntoPool(const DiskJob& job) {
 
 void Offload::PumpWipes() {
   for (size_t pool = 0; pool < tiers_.size(); ++pool) {
-    for (const int32_t slot : tiers_[pool]->TakeWipes()) {
-      store_->Submit({.kind = DiskJob::Kind::kWipe, .pool = pool, .slot = slot});
+    while (wiping_ < kMaxWipes) {
+      const std::optional<int32_t> slot = tiers_[pool]->TakeWipe();
+      if (!slot.has_value()) break;
+      store_->Submit({.kind = DiskJob::Kind::kWipe, .pool = pool, .slot = *slot});
       ++wiping_;
     }
   }
@@ -236,7 +240,7 @@ void Offload::PumpWipes() {
 void Offload::PumpReads() {
   for (Restore& restore : restores_) {
     while (!restore.abandoned && restore.next < restore.blocks.size() && !free_buffers_.empty()) {
-      const Write& block = restore.blocks[restore.next++];
+      const Place& block = restore.blocks[restore.next++];
       const std::optional<int32_t> slot = tiers_[block.pool]->Find(block.key);
       if (!slot.has_value()) {
         restore.abandoned = true;
@@ -257,7 +261,7 @@ bool Offload::PumpWrites() {
   size_t looked_at = 0;
   while (!waiting_.empty() && writing_ < kWriteBuffers && !free_buffers_.empty()) {
     if (looked_at++ == kMaxWritesAtOnce) return true;
-    const Write write = waiting_.front();
+    const Place write = waiting_.front();
     waiting_.pop_front();
     const BlockRef block = (*sources_.pools)[write.pool]->Find(write.key);
     if (block.empty()) {
@@ -319,7 +323,9 @@ void Offload::Tell(const DiskJob& job, const absl::Status& status) {
     ++untold_;
     return;
   }
-  const char* const what = job.kind == DiskJob::Kind::kRead ? "read" : "written";
+  const char* const what = job.kind == DiskJob::Kind::kRead    ? "read"
+                           : job.kind == DiskJob::Kind::kWrite ? "written"
+                                                               : "wiped";
   LogWarning("a block could not be {} (pool {}, slot {}; {} like it since the last line): {}", what,
              job.pool, job.slot, untold_, std::string(status.message()));
   told_ = true;

@@ -79,20 +79,21 @@ class Offload {
   absl::Status CheckInvariants() const;
 
  private:
-  struct Write {
+  // A block and its pool.
+  struct Place {
     size_t pool = 0;
     cache_manager::BlockKey key;
 
-    friend bool operator==(const Write&, const Write&) = default;
+    friend bool operator==(const Place&, const Place&) = default;
     template <typename H>
-    friend H AbslHashValue(H state, const Write& write) {
-      return H::combine(std::move(state), write.pool, write.key);
+    friend H AbslHashValue(H state, const Place& place) {
+      return H::combine(std::move(state), place.pool, place.key);
     }
   };
   struct Restore {
     uint64_t tag = 0;
     LiveRequest* live = nullptr;  // null: it ended
-    std::vector<Write> blocks;    // to read, first ones first
+    std::vector<Place> blocks;    // to read, first ones first
     size_t next = 0;              // the first that was not asked for
     size_t reading = 0;
     bool abandoned = false;  // one could not be had: those behind it are of no use
@@ -112,8 +113,8 @@ class Offload {
   const Sources sources_;
   std::vector<std::unique_ptr<cache_manager::TierIndex>> tiers_;  // by pool
   std::vector<int32_t> free_buffers_;
-  std::deque<Write> waiting_;
-  absl::flat_hash_set<Write> unwritten_;
+  std::deque<Place> waiting_;
+  absl::flat_hash_set<Place> unwritten_;
   std::list<Restore> restores_;
   uint64_t restores_begun_ = 0;
   int32_t writing_ = 0;  // buffers with writes

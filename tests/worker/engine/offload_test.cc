@@ -342,7 +342,7 @@ TEST_F(OffloadTest, ADeletedSessionsBlocksLeaveTheDiskAndSharedOnesStay) {
   Delete(longer.session);
   EXPECT_EQ(core->state().tiers[0]->stored(), 4);
   Flush();
-  EXPECT_TRUE(core->state().tiers[0]->TakeWipes().empty());
+  EXPECT_EQ(core->state().tiers[0]->wipes(), 0u);
   Make();
   EXPECT_EQ(core->state().tiers[0]->stored(), 4);  // wiped on the disk too
 }
@@ -388,6 +388,24 @@ TEST_F(OffloadTest, AnExpiredRequestsBlocksGoOutInTheSameStep) {
   EXPECT_FALSE(core->Step());
   EXPECT_EQ(sink->finished->reason, FinishReason::kDeadline);
   EXPECT_TRUE(options.disk->WaitForDone(std::nullopt));
+}
+
+TEST_F(OffloadTest, WipesGoOutAFewAtATimeAndTheirErrorsAreTold) {
+  Make();
+  const GenerateRequest request = Offloaded("a", 200, 1);
+  Run(request);
+  Flush();
+  const CapturedLog log;
+  faults->full = true;
+  Delete(request.session);
+  EXPECT_EQ(core->state().tiers[0]->wipes(), 13u);
+  core->Step();
+  EXPECT_EQ(core->state().tiers[0]->wipes(), 13u - 8u);
+  Flush();
+  EXPECT_EQ(core->state().tiers[0]->wipes(), 0u);
+  EXPECT_EQ(stats().wipe_errors, 13u);
+  EXPECT_EQ(stats().write_errors, 0u);
+  EXPECT_EQ(log.Lines("could not be wiped").size(), 1u);
 }
 
 TEST_F(OffloadTest, RequestsThatNobodyServesAreRefusedByName) {
