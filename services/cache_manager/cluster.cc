@@ -213,7 +213,11 @@ absl::StatusOr<v1::LocateResponse> Cluster::Locate(const v1::LocateRequest& requ
     if (entry == nullptr) continue;
     v1::WorkerMatch* out = response.add_workers();
     *out->mutable_worker() = Info(*entry, now_ms);
+    const auto& up_to = match.tokens_up_to_tier;
     out->set_matched_tokens(match.matched_tokens);
+    out->set_matched_device_tokens(up_to[0]);
+    out->set_matched_host_tokens(up_to[1] - up_to[0]);
+    out->set_matched_disk_tokens(up_to[2] - up_to[1]);
   }
   return response;
 }

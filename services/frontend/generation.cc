@@ -193,6 +193,7 @@ class Generation {
             .attention = attention_,
             .block_tokens = model_->block_tokens(),
             .prompt_tokens = static_cast<int64_t>(prompt_ids_.size()),
+            .offload = cache.offload(),
             .keys = keys_};
   }
 

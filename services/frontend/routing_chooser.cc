@@ -23,11 +23,14 @@ absl::StatusOr<ChosenWorker> RoutingChooser::Choose(const WorkerLives& failed) {
     return Unavailable(ErrorReason::kNoWorker, "no worker is ready; try again in a moment");
   }
   const KnownWorker& worker = workers[*picked];
-  const int64_t matched = views[*picked].matched_device_tokens;
+  const WorkerView& view = views[*picked];
+  const int64_t matched =
+      view.matched_device_tokens + view.matched_host_tokens + view.matched_disk_tokens;
+  // No promise of the slower tiers: the worker computes what that is faster for.
   return ChosenWorker{.id = worker.id,
                       .incarnation = worker.incarnation,
                       .stub = worker.stub,
-                      .located_tokens = matched,
+                      .located_tokens = view.matched_device_tokens,
                       .place = state_->in_flight.Enter(worker.id, request_.prompt_tokens - matched,
                                                        state_->clock.Now())};
 }
@@ -61,9 +64,24 @@ void RoutingChooser::Locate() {
   }
   for (const v1::WorkerMatch& match : response->workers()) {
     state_->directory.Learn(match.worker(), asked_at);
-    matched_tokens_[match.worker().worker_id()] =
-        std::clamp<int64_t>(match.matched_tokens(), 0, request_.prompt_tokens);
+    matched_[match.worker().worker_id()] = MatchedOf(match);
   }
+}
+
+RoutingChooser::Matched RoutingChooser::MatchedOf(const v1::WorkerMatch& match) const {
+  int64_t left = request_.prompt_tokens;
+  const auto take = [&left](int64_t tokens) {
+    const int64_t taken = std::clamp<int64_t>(tokens, 0, left);
+    left -= taken;
+    return taken;
+  };
+  Matched matched{.device = take(match.matched_device_tokens())};
+  const bool disk = request_.offload == v1::CacheParams::DISK;
+  if (disk || request_.offload == v1::CacheParams::HOST) {
+    matched.host = take(match.matched_host_tokens());
+  }
+  if (disk) matched.disk = take(match.matched_disk_tokens());
+  return matched;
 }
 
 WorkerView RoutingChooser::ViewOf(const KnownWorker& worker, const WorkerLives& failed) const {
@@ -72,8 +90,11 @@ WorkerView RoutingChooser::ViewOf(const KnownWorker& worker, const WorkerLives& 
   view.usable = !worker.load.draining() && worker.context_tokens > request_.prompt_tokens &&
                 !failed.contains({worker.id, worker.incarnation});
   view.suspect = worker.suspect || now < worker.failed_until;
-  const auto matched = matched_tokens_.find(worker.id);
-  if (matched != matched_tokens_.end()) view.matched_device_tokens = matched->second;
+  if (const auto found = matched_.find(worker.id); found != matched_.end()) {
+    view.matched_device_tokens = found->second.device;
+    view.matched_host_tokens = found->second.host;
+    view.matched_disk_tokens = found->second.disk;
+  }
   view.reported_prefill_tokens = static_cast<int64_t>(worker.load.queued_prefill_tokens());
   view.reported_sequences =
       static_cast<int64_t>(worker.load.running_sequences()) + worker.load.waiting_sequences();

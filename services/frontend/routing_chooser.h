@@ -22,6 +22,7 @@ class RoutingChooser final : public WorkerChooser {
     cache_manager::AttentionSpan attention;
     int32_t block_tokens = 16;
     int64_t prompt_tokens = 0;
+    v1::CacheParams::Offload offload = v1::CacheParams::OFFLOAD_UNSPECIFIED;
     std::vector<cache_manager::BlockKey> keys;  // of the prompt; empty: the cache is not used
   };
   // REQUIRES: state outlives it.
@@ -32,13 +33,20 @@ class RoutingChooser final : public WorkerChooser {
   void MarkFailed(const ChosenWorker& worker) override;
 
  private:
+  // Of the prompt, in a worker's cache, by tier.
+  struct Matched {
+    int64_t device = 0, host = 0, disk = 0;
+  };
+
   void Locate();
+  // What the request will look at.
+  Matched MatchedOf(const v1::WorkerMatch& match) const;
   WorkerView ViewOf(const KnownWorker& worker, const WorkerLives& failed) const;
 
   FrontendState* const state_;
   const Request request_;
   bool located_ = false;
-  absl::flat_hash_map<std::string, int64_t> matched_tokens_;  // by worker
+  absl::flat_hash_map<std::string, Matched> matched_;  // by worker
 };
 
 }  // namespace kvist::services

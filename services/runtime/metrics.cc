@@ -28,7 +28,7 @@ constexpr MetricDescription kAll[] = {
     {kFrontend, kCounter, "kvist_prompt_tokens_cached_total", "tokens", "",
      "Prompt tokens that the worker found in its cache."},
     {kFrontend, kCounter, "kvist_prompt_tokens_located_total", "tokens", "",
-     "Prompt tokens that the mirror promised on the worker chosen."},
+     "Prompt tokens that the mirror promised in the pools of the worker chosen."},
     {kFrontend, kCounter, "kvist_generation_tokens_total", "tokens", "",
      "Tokens generated and sent to clients."},
     {kFrontend, kCounter, "kvist_request_success_total", "requests", "finished_reason",
@@ -86,6 +86,8 @@ constexpr MetricDescription kAll[] = {
     {kWorker, kCounter, "kvist_offload_misses_total", "blocks", "worker,reason",
      "Blocks that the disk tier lost or never got, by reason: damaged, read_error, write_error, "
      "not_written (evicted before, or too many waited)."},
+    {kWorker, kCounter, "kvist_offload_wipe_errors_total", "blocks", "worker",
+     "Blocks of deleted sessions that the disk did not overwrite."},
     {kWorker, kCounter, "kvist_session_blocks_exported_total", "blocks", "worker",
      "Blocks read for session files."},
     {kWorker, kCounter, "kvist_session_blocks_imported_total", "blocks", "worker",
@@ -241,6 +243,8 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
           Counter(registry, KVIST_ROW("offload_recomputes_total"), {{"worker", id}})),
       offload_misses_total(Counters(registry, KVIST_ROW("offload_misses_total"), "reason",
                                     kOffloadMissLabels, {{"worker", id}})),
+      offload_wipe_errors_total(
+          Counter(registry, KVIST_ROW("offload_wipe_errors_total"), {{"worker", id}})),
       session_blocks_exported_total(
           Counter(registry, KVIST_ROW("session_blocks_exported_total"), {{"worker", id}})),
       session_blocks_imported_total(

@@ -92,6 +92,7 @@ struct WorkerMetrics {
   prometheus::Counter& offload_restores_total;
   prometheus::Counter& offload_recomputes_total;
   std::array<prometheus::Counter*, kOffloadMisses> offload_misses_total;
+  prometheus::Counter& offload_wipe_errors_total;
   prometheus::Counter& session_blocks_exported_total;
   prometheus::Counter& session_blocks_imported_total;
   prometheus::Family<prometheus::Gauge>& blocks;        // labels: BlockLabels

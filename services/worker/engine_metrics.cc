@@ -106,6 +106,7 @@ void EngineMetrics::UpdateOffload(const worker::OffloadStats& stats) {
   Raise(metrics_->offload_restored_bytes_total, last.restored_bytes, stats.restored_bytes);
   Raise(metrics_->offload_restores_total, last.restores, stats.restores);
   Raise(metrics_->offload_recomputes_total, last.recomputes, stats.recomputes);
+  Raise(metrics_->offload_wipe_errors_total, last.wipe_errors, stats.wipe_errors);
   const uint64_t from[kOffloadMisses] = {last.damaged_blocks, last.read_errors, last.write_errors,
                                          last.dropped_writes};
   const uint64_t to[kOffloadMisses] = {stats.damaged_blocks, stats.read_errors, stats.write_errors,

@@ -26,18 +26,19 @@ class EngineMetrics {
 
  private:
   static constexpr size_t kStates = 5;
-  WorkerMetrics* const metrics_;
-  worker::EngineStats last_;
-  std::array<uint64_t, kEvictionCauses> last_evictions_{};
-  MonotonicTime last_blocks_;
-  void UpdateOffload(const worker::OffloadStats& stats);
-
-  std::vector<std::array<prometheus::Gauge*, kStates>> blocks_;  // by pool
   struct DiskGauges {
     prometheus::Gauge* cached = nullptr;
     prometheus::Gauge* free = nullptr;
   };
-  std::vector<DiskGauges> disk_blocks_;  // by pool; empty: no disk
+
+  void UpdateOffload(const worker::OffloadStats& stats);
+
+  WorkerMetrics* const metrics_;
+  worker::EngineStats last_;
+  std::array<uint64_t, kEvictionCauses> last_evictions_{};
+  MonotonicTime last_blocks_;
+  std::vector<std::array<prometheus::Gauge*, kStates>> blocks_;  // by pool
+  std::vector<DiskGauges> disk_blocks_;                          // by pool; empty: no disk
 };
 
 }  // namespace kvist::services

@@ -240,6 +240,8 @@ TEST_F(CacheManagerServerTest, LocateTellsWhatEachWorkerHolds) {
   const v1::LocateResponse found = locate(key + std::string(16, 'x'), "model");
   ASSERT_EQ(found.workers_size(), 1);
   EXPECT_EQ(found.workers(0).matched_tokens(), 16);
+  EXPECT_EQ(found.workers(0).matched_device_tokens(), 16);
+  EXPECT_EQ(found.workers(0).matched_disk_tokens(), 0);
   EXPECT_EQ(found.workers(0).worker().context_tokens(), 100);
   EXPECT_EQ(locate(std::string(16, 'x'), "model").workers(0).matched_tokens(), 0);
   EXPECT_EQ(locate(key, "other").workers_size(), 0);

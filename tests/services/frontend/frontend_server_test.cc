@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,19 +22,17 @@ constexpr int64_t kPromised = 64;
 
 class FrontendServerTest : public ::testing::Test {
  protected:
-  FrontendServerTest() {
-    v1::WorkerInfo info;
-    info.set_worker_id("w");
-    info.set_incarnation(1);
-    info.set_address(worker_.address());
-    info.set_model_fingerprint("letters");
-    info.set_context_tokens(512);
-    info.set_connected(true);
-    manager_.workers = {info};
-    manager_.on_locate = [this, info](const v1::LocateRequest&, v1::LocateResponse* response) {
-      v1::WorkerMatch& match = *response->add_workers();
-      *match.mutable_worker() = info;
-      match.set_matched_tokens(kPromised);
+  explicit FrontendServerTest(bool other_is_there = false) {
+    manager_.workers = {InfoOf(worker_)};
+    if (other_is_there) manager_.workers.push_back(InfoOf(other_));
+    manager_.on_locate = [this](const v1::LocateRequest&, v1::LocateResponse* response) {
+      for (size_t i = 0; i < manager_.workers.size(); ++i) {
+        v1::WorkerMatch& match = *response->add_workers();
+        *match.mutable_worker() = manager_.workers[i];
+        match.set_matched_device_tokens(device_[i]);
+        match.set_matched_disk_tokens(disk_[i]);
+        match.set_matched_tokens(device_[i] + disk_[i]);
+      }
       return away_ ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "away") : grpc::Status::OK;
     };
     FrontendServerOptions options;
@@ -42,10 +42,23 @@ class FrontendServerTest : public ::testing::Test {
     client_ = Client::Connect(frontend_->server().grpc_address(), std::chrono::seconds(60)).value();
   }
 
+  static v1::WorkerInfo InfoOf(const ScriptedWorker& worker) {
+    v1::WorkerInfo info;
+    info.set_worker_id(worker.id());
+    info.set_incarnation(1);
+    info.set_address(worker.address());
+    info.set_model_fingerprint("letters");
+    info.set_context_tokens(512);
+    info.set_connected(true);
+    return info;
+  }
+
   // One request that finds so many cached tokens; the Locate that came before it.
-  v1::LocateRequest Run(int64_t cached_tokens) {
+  v1::LocateRequest Run(int64_t cached_tokens,
+                        v1::CacheParams::Offload offload = v1::CacheParams::OFF) {
     cached_tokens_ = cached_tokens;
     v1::GenerateRequest request;
+    request.mutable_cache()->set_offload(offload);
     for (int64_t i = 0; i < kPromptTokens; ++i) request.mutable_ids()->add_ids(LetterId('a'));
     request.mutable_stop()->set_max_new_tokens(1);
     Generated generated;
@@ -56,12 +69,16 @@ class FrontendServerTest : public ::testing::Test {
 
   std::atomic<int64_t> cached_tokens_ = 0;
   std::atomic<bool> away_ = false;
-  ScriptedWorker worker_{"w", [this](ScriptStream& stream) {
-                           stream.Accept();
-                           stream.Tokens(0, 1);
-                           stream.Finish(v1::LENGTH, cached_tokens_);
-                           return grpc::Status::OK;
-                         }};
+  std::array<std::atomic<int64_t>, 2> device_{kPromised, kPromised};  // by worker
+  std::array<std::atomic<int64_t>, 2> disk_{0, 0};
+  const Script script_ = [this](ScriptStream& stream) {
+    stream.Accept();
+    stream.Tokens(0, 1);
+    stream.Finish(v1::LENGTH, cached_tokens_);
+    return grpc::Status::OK;
+  };
+  ScriptedWorker worker_{"w", script_};
+  ScriptedWorker other_{"x", script_};
   FakeManager manager_;
   std::unique_ptr<FrontendServer> frontend_;
   std::unique_ptr<Client> client_;
@@ -85,6 +102,33 @@ TEST_F(FrontendServerTest, AWorkerThatHasWhatWasPromisedIsNotDoubted) {
   for (size_t i = 0; i < 2 * CacheDrift::kLeastRequests; ++i) {
     EXPECT_EQ(Run(kPromised).doubted_size(), 0) << i;
   }
+}
+
+TEST_F(FrontendServerTest, WhatLiesOnTheDiskIsNoPromise) {
+  device_[0] = disk_[0] = 32;
+  for (const auto offload : {v1::CacheParams::OFF, v1::CacheParams::DISK}) {
+    for (size_t i = 0; i < 2 * CacheDrift::kLeastRequests; ++i) {
+      EXPECT_EQ(Run(/*cached_tokens=*/32, offload).doubted_size(), 0) << i;
+    }
+  }
+}
+
+class TwoWorkersTest : public FrontendServerTest {
+ protected:
+  TwoWorkersTest() : FrontendServerTest(/*other_is_there=*/true) {}
+};
+
+TEST_F(TwoWorkersTest, WhatLiesOnTheDiskCountsForRequestsThatUseItAndForLess) {
+  device_[0] = 0;
+  disk_[0] = 64;
+  device_[1] = 8;
+  Run(8);
+  EXPECT_EQ(other_.calls(), 1);
+  Run(8, v1::CacheParams::DISK);
+  EXPECT_EQ(worker_.calls(), 1);
+  device_[1] = 24;
+  Run(24, v1::CacheParams::DISK);
+  EXPECT_EQ(other_.calls(), 2);
 }
 
 }  // namespace
