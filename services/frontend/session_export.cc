@@ -141,7 +141,7 @@ class Exporter {
     absl::flat_hash_map<std::string, int64_t> score;
     if (const auto located = state_.manager.Locate(locate); located.ok()) {
       for (const v1::WorkerMatch& match : located->workers()) {
-        score[match.worker().worker_id()] = 2 * match.matched_tokens();
+        score[match.worker().worker_id()] = 2 * match.matched_device_tokens();
       }
     }
     // A history shorter than a block has no key: who holds the session may have it.
