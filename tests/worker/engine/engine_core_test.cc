@@ -10,10 +10,8 @@
 #include "common/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/support/hash_backend.h"
+#include "tests/support/hash_engine_test.h"
 #include "tests/support/hash_reference.h"
-#include "tests/support/recording_sink.h"
-#include "tests/support/simulated_clock.h"
 
 namespace kvist::worker {
 namespace {
@@ -21,44 +19,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-class EngineCoreTest : public testing::Test {
- protected:
-  void Make() {
-    core = std::make_unique<EngineCore>(options, std::make_unique<HashBackend>(backend, control),
-                                        &clock);
-  }
-  std::shared_ptr<RecordingSink> Add(GenerateRequest request) {
-    EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
-    auto sink = std::make_shared<RecordingSink>(static_cast<int64_t>(request.generated_ids.size()));
-    core->Add(std::move(request), sink, clock.Now());
-    return sink;
-  }
-  bool Step() {
-    clock.Advance(std::chrono::milliseconds(1));
-    const bool ran = core->Step();
-    EXPECT_TRUE(core->CheckInvariants().ok()) << core->CheckInvariants();
-    return ran;
-  }
-  void RunToEnd() {
-    for (int step = 0; !core->idle(); ++step) {
-      ASSERT_TRUE(Step()) << "live requests and nothing runs";
-      ASSERT_LT(step, 100000);
-    }
-  }
-  void ExpectNothingActive() {
-    for (const auto& pool : core->state().pools) {
-      EXPECT_EQ(pool->Counts().active, 0);
-      EXPECT_EQ(pool->Counts().reserved, 0);
-    }
-    EXPECT_TRUE(core->CheckInvariants().ok());
-  }
-
-  HashBackendOptions backend;
-  EngineOptions options;
-  std::shared_ptr<HashBackendControl> control = std::make_shared<HashBackendControl>();
-  SimulatedClock clock;
-  std::unique_ptr<EngineCore> core;
-};
+class EngineCoreTest : public HashEngineTest {};
 
 TEST_F(EngineCoreTest, GeneratesWhatTheModelSays) {
   Make();

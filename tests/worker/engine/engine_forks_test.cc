@@ -8,10 +8,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/support/hash_backend.h"
+#include "tests/support/hash_engine_test.h"
 #include "tests/support/hash_reference.h"
-#include "tests/support/recording_sink.h"
-#include "tests/support/simulated_clock.h"
 #include "worker/engine/engine_core.h"
 
 namespace kvist::worker {
@@ -22,18 +20,11 @@ struct Sample {
   std::shared_ptr<RecordingSink> sink;
 };
 
-class EngineForksTest : public testing::Test {
+class EngineForksTest : public HashEngineTest {
  protected:
-  void Make() {
-    core = std::make_unique<EngineCore>(options, std::make_unique<HashBackend>(backend, control),
-                                        &clock);
-  }
   Sample Add(GenerateRequest request) {
     EXPECT_TRUE(PrepareRequest(core->limits(), &request).ok());
-    Sample sample{request, std::make_shared<RecordingSink>(
-                               static_cast<int64_t>(request.generated_ids.size()))};
-    core->Add(request, sample.sink, clock.Now());
-    return sample;
+    return {request, HashEngineTest::Add(request)};
   }
   // Sample `index` of a sampled request; all but the first are forks of it.
   static GenerateRequest SampleOf(GenerateRequest request, int index) {
@@ -51,22 +42,6 @@ class EngineForksTest : public testing::Test {
     for (int i = 0; i < count; ++i) samples.push_back(Add(SampleOf(request, i)));
     return samples;
   }
-  bool Step() {
-    clock.Advance(std::chrono::milliseconds(1));
-    const bool ran = core->Step();
-    EXPECT_TRUE(core->CheckInvariants().ok()) << core->CheckInvariants();
-    return ran;
-  }
-  void RunToEnd() {
-    for (int step = 0; !core->idle(); ++step) {
-      ASSERT_TRUE(Step()) << "live requests and nothing runs";
-      ASSERT_LT(step, 100000);
-    }
-    for (const auto& pool : core->state().pools) {
-      EXPECT_EQ(pool->Counts().active, 0);
-      EXPECT_EQ(pool->Counts().reserved, 0);
-    }
-  }
   void ExpectLoneAnswers(const std::vector<Sample>& samples) {
     for (const Sample& sample : samples) {
       ASSERT_TRUE(sample.sink->finished.has_value());
@@ -75,12 +50,6 @@ class EngineForksTest : public testing::Test {
           << sample.request.id.value();
     }
   }
-
-  HashBackendOptions backend;
-  EngineOptions options;
-  std::shared_ptr<HashBackendControl> control = std::make_shared<HashBackendControl>();
-  SimulatedClock clock;
-  std::unique_ptr<EngineCore> core;
 };
 
 TEST_F(EngineForksTest, SamplesAreLoneAnswersAndThePromptIsComputedOnce) {

@@ -12,48 +12,19 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/support/hash_backend.h"
+#include "tests/support/hash_engine_test.h"
 #include "tests/support/hash_reference.h"
-#include "tests/support/recording_sink.h"
-#include "tests/support/simulated_clock.h"
 #include "worker/engine/engine_core.h"
 
 namespace kvist::worker {
 namespace {
 
-class SpeculationTest : public testing::Test {
+class SpeculationTest : public HashEngineTest {
  protected:
   SpeculationTest() {
     backend.repeat_tokens = 5;
     options.speculative_tokens = 4;
     control->on_run = [this](const Batch& batch) { OnRun(batch); };
-  }
-  void Make() {
-    core = std::make_unique<EngineCore>(options, std::make_unique<HashBackend>(backend, control),
-                                        &clock);
-  }
-  std::shared_ptr<RecordingSink> Add(GenerateRequest request) {
-    const absl::Status status = PrepareRequest(core->limits(), &request);
-    EXPECT_TRUE(status.ok()) << status;
-    auto sink = std::make_shared<RecordingSink>(static_cast<int64_t>(request.generated_ids.size()));
-    core->Add(std::move(request), sink, clock.Now());
-    return sink;
-  }
-  bool Step() {
-    clock.Advance(std::chrono::milliseconds(1));
-    const bool ran = core->Step();
-    EXPECT_TRUE(core->CheckInvariants().ok()) << core->CheckInvariants();
-    return ran;
-  }
-  void RunToEnd() {
-    for (int step = 0; !core->idle(); ++step) {
-      ASSERT_TRUE(Step()) << "live requests and nothing runs";
-      ASSERT_LT(step, 100000);
-    }
-    for (const auto& pool : core->state().pools) {
-      EXPECT_EQ(pool->Counts().active, 0);
-      EXPECT_EQ(pool->Counts().reserved, 0);
-    }
   }
   std::shared_ptr<RecordingSink> RunAlone(const GenerateRequest& request) {
     auto sink = Add(request);
@@ -76,11 +47,6 @@ class SpeculationTest : public testing::Test {
     }
   }
 
-  HashBackendOptions backend;
-  EngineOptions options;
-  std::shared_ptr<HashBackendControl> control = std::make_shared<HashBackendControl>();
-  SimulatedClock clock;
-  std::unique_ptr<EngineCore> core;
   std::atomic<bool>* fail_with_drafts = nullptr;  // set in the first step of five rows
   // Of the last step:
   int64_t most_slice_tokens = 0;
