@@ -32,7 +32,7 @@ Logits Transformer::Run(const Batch& batch) {
     parts_.team->RunStages(stage_items_, [this](int member, int64_t stage, int64_t item) {
       const Stage& which = stages_[static_cast<size_t>(stage)];
       (this->*which.run)(
-          {.member = member, .layer = which.layer, .panels = which.panels_per_item, .index = item});
+          {.member = member, .layer = which.layer, .index = item, .range = which.shares.Of(item)});
     });
   }
   return {.data = logits_.data(),
@@ -48,27 +48,26 @@ void Transformer::PlanStages(bool last_pass) {
     stages_.push_back({.run = run, .layer = layer});
     stage_items_.push_back(static_cast<int32_t>(items));
   };
-  const auto add_product = [&](StageFunction run, int64_t layer, int64_t rows,
-                               std::span<const Product> products) {
-    const int64_t panels_per_item = PanelsPerItem(products, rows);
-    add(run, layer, CeilDiv(PanelsOf(products), panels_per_item));
-    stages_.back().panels_per_item = panels_per_item;
+  const auto add_product = [&](StageFunction run, int64_t layer, const WorkShares& shares) {
+    add(run, layer, shares.items());
+    stages_.back().shares = shares;
   };
   const int64_t row_items = CeilDiv(rows_, kRowsPerItem);
   for (int64_t layer = 0; layer < parts_.config->layers; ++layer) {
     add(&Transformer::EnterLayer, layer, row_items);
-    add_product(&Transformer::Project, layer, rows_, Projections(layer));
+    add_product(&Transformer::Project, layer, SharesOf(Projections(layer), rows_));
     add(&Transformer::RotateAndStore, layer, row_items);
     add(&Transformer::Attend, layer, static_cast<int64_t>(items_.size()));
     add(&Transformer::FinishAttention, layer, row_items);
-    add_product(&Transformer::ProjectAttended, layer, rows_, AttendedProjection(layer));
+    add_product(&Transformer::ProjectAttended, layer, SharesOf(AttendedProjection(layer), rows_));
     add(&Transformer::EnterFeedForward, layer, row_items);
-    add(&Transformer::Gate, layer, CeilDiv(parts_.config->feed_forward, kGateCols));
-    add_product(&Transformer::Down, layer, rows_, DownProjection(layer));
+    add_product(&Transformer::Gate, layer, GateShares());
+    add_product(&Transformer::Down, layer, SharesOf(DownProjection(layer), rows_));
   }
   add(&Transformer::Leave, parts_.config->layers, row_items);
   if (last_pass && wanted_rows_ > 0) {
-    add_product(&Transformer::Head, parts_.config->layers, wanted_rows_, HeadProjection(0));
+    add_product(&Transformer::Head, parts_.config->layers,
+                SharesOf(HeadProjection(0), wanted_rows_));
   }
 }
 
@@ -199,19 +198,32 @@ int64_t Transformer::PanelsOf(std::span<const Product> products) {
   return panels;
 }
 
-int64_t Transformer::PanelsPerItem(std::span<const Product> products, int64_t rows) {
+int64_t Transformer::BytesOf(std::span<const Product> products) {
   int64_t bytes = 0;
   for (const Product& product : products) {
     bytes += product.matrix->panels() * product.matrix->panel_bytes;
   }
+  return bytes;
+}
+
+WorkShares Transformer::SharesOf(std::span<const Product> products, int64_t rows) const {
+  const int64_t panels = PanelsOf(products);
   const int64_t item_bytes = rows < kManyRows ? kItemBytes : kItemBytesOfManyRows;
-  return CeilDiv(PanelsOf(products), std::clamp<int64_t>(bytes / item_bytes, 1, kMaxItems));
+  const int64_t small =
+      CeilDiv(panels, std::clamp<int64_t>(BytesOf(products) / item_bytes, 1, kMaxItems));
+  return rows < kManyRows ? StreamShares(panels, parts_.team->size(), small)
+                          : EqualShares(panels, small);
+}
+
+WorkShares Transformer::GateShares() const {
+  const int64_t chunks = CeilDiv(parts_.config->feed_forward, kGateCols);
+  return rows_ < kManyRows ? StreamShares(chunks, parts_.team->size(), 1) : EqualShares(chunks, 1);
 }
 
 void Transformer::MultiplyItem(const Item& item, std::span<const Product> products,
                                const ProductInput& input) {
-  int64_t first = item.index * item.panels;
-  int64_t left = item.panels;
+  int64_t first = item.range.first;
+  int64_t left = item.range.count;
   for (const Product& product : products) {
     const int64_t panels = product.matrix->panels();
     const int64_t count = std::min(panels - first, left);
@@ -225,6 +237,15 @@ void Transformer::MultiplyItem(const Item& item, std::span<const Product> produc
 }
 
 void Transformer::Gate(const Item& item) {
+  const int64_t end =
+      std::min(parts_.config->feed_forward, (item.range.first + item.range.count) * kGateCols);
+  const int64_t piece = kMaxPassRows / rows_ * kGateCols;  // as much as the scratch holds
+  for (int64_t col = item.range.first * kGateCols; col < end; col += piece) {
+    GateColumns(item, col, std::min(piece, end - col));
+  }
+}
+
+void Transformer::GateColumns(const Item& item, int64_t col, int64_t width) {
   const LayerWeights& weights = parts_.weights->layers[static_cast<size_t>(item.layer)];
   const int64_t cols = parts_.config->feed_forward;
   const auto multiply = parts_.config->activation == Activation::kSilu
@@ -234,8 +255,6 @@ void Transformer::Gate(const Item& item) {
   float* const gate = scratch.gate.data();
   float* const up = scratch.up.data();
   const ProductInput input = InputOf(normed_.data(), parts_.config->hidden);
-  const int64_t col = item.index * kGateCols;
-  const int64_t width = std::min(kGateCols, cols - col);
   const int64_t first = col / kPanelRows;
   const int64_t last = CeilDiv(col + width, kPanelRows);
   parts_.kernels->product(PartOf(weights.gate, first, last), 0, last - first, input, gate, width);

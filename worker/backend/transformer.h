@@ -15,6 +15,7 @@
 #include "worker/backend/kv_pools.h"
 #include "worker/backend/row_buffers.h"
 #include "worker/backend/thread_team.h"
+#include "worker/backend/work_shares.h"
 #include "worker/kernels/kernel_table.h"
 #include "worker/model/config.h"
 #include "worker/model/rope_table.h"
@@ -27,8 +28,8 @@ namespace kvist::worker {
 inline constexpr int64_t kMaxPassRows = 256;
 // Rows that one item embeds, norms, quantises or rotates.
 inline constexpr int64_t kRowsPerItem = 8;
-// Weights that one item multiplies: two microseconds' worth, so that members finish together, and
-// a hundred times what taking an item costs.
+// Weights that one small item multiplies: two microseconds' worth, so that members finish together,
+// and a hundred times what taking an item costs.
 inline constexpr int64_t kItemBytes = 24 << 10;
 // With many rows the same time passes with a panel or two.
 inline constexpr int64_t kManyRows = 16;
@@ -103,14 +104,14 @@ class Transformer {
   struct Item {
     int member = 0;
     int64_t layer = 0;
-    int64_t panels = 0;  // of a matrix product
     int64_t index = 0;
+    WorkShares::Range range;  // of a matrix product: panels, or chunks of kGateCols columns
   };
   using StageFunction = void (Transformer::*)(const Item& item);
   struct Stage {
     StageFunction run = nullptr;
     int64_t layer = 0;
-    int64_t panels_per_item = 0;  // of a matrix product
+    WorkShares shares;  // of a matrix product
   };
   struct RowRange {
     int64_t first = 0;
@@ -166,8 +167,13 @@ class Transformer {
   // All rows of x [rows, cols] with quantized_.
   ProductInput InputOf(const float* x, int64_t cols) const;
   static int64_t PanelsOf(std::span<const Product> products);
-  // How many panels of `products`, taken one after the other, an item multiplies `rows` rows with.
-  static int64_t PanelsPerItem(std::span<const Product> products, int64_t rows);
+  static int64_t BytesOf(std::span<const Product> products);
+  // How the panels of `products`, taken one after the other, are shared out for `rows` rows.
+  WorkShares SharesOf(std::span<const Product> products, int64_t rows) const;
+  // How the chunks of kGateCols columns are.
+  WorkShares GateShares() const;
+  // Columns [col, col + width) of gate, up, activation and quantising.
+  void GateColumns(const Item& item, int64_t col, int64_t width);
   // The item's panels of `products` times input.
   void MultiplyItem(const Item& item, std::span<const Product> products, const ProductInput& input);
   // Biases, norms and rotation of one kv head's q and k; k and v into their page.
