@@ -29,11 +29,11 @@ bool RunsAvx512Vnni() {
 
 }  // namespace
 
-// K and V of one page as floats, the running and merged output of each row of a tile, and all
-// queries once more, rotated (attention.inc).
+// K and V of one page as floats, the running and merged output and the query of each row of a tile,
+// and all queries once more, rotated (attention.inc).
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t heads, int64_t queries) {
   const int64_t rows = heads * queries < kAttentionTileRows ? heads * queries : kAttentionTileRows;
-  return head_dim * (2 * (kPageTokens + rows) + heads * queries);
+  return head_dim * (2 * kPageTokens + 3 * rows + heads * queries);
 }
 
 std::vector<const KernelTable*> AvailableKernels() {

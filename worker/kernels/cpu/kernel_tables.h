@@ -11,7 +11,7 @@ namespace kvist::worker {
 
 // Rows (query, head) that attention takes at a time: a page's K and V are converted to floats once
 // for that many.
-inline constexpr int kAttentionTileRows = 32;
+inline constexpr int kAttentionTileRows = 64;
 
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;

@@ -18,7 +18,7 @@ struct Int16Lanes {
 };
 using Mask16 = Int16Lanes;  // all ones or all zeros
 
-constexpr int kRowTile = 4;  // rows of attention that share loads of K and V in registers
+constexpr int kRowTile = 6;  // rows of attention that share loads of K and V in registers
 
 KVIST_INLINE Vec16 Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 KVIST_INLINE void Store(float* p, Vec16 v) {
@@ -146,6 +146,45 @@ KVIST_INLINE float MaxLane(Vec16 v) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Lane j of the result is op over the lanes of v[j], in the order of Sum and MaxLane; lanes from N
+// on are v[0]'s. Half: lanes `first` .. first + 7.
+template <int N, typename Op>
+KVIST_INLINE __m256 HalfOverLanes(const Vec16 (&v)[N], int first, Op op) {
+  const auto eights = [&](int j) __attribute__((always_inline)) {
+    const Vec16 x = v[first + j < N ? first + j : 0];
+    return op(x.low, x.high);
+  };
+  const auto fours = [&](int j) __attribute__((always_inline)) {
+    const __m256 x = eights(j), y = eights(j + 4);
+    return op(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+  };
+  const auto twos = [&](int j) __attribute__((always_inline)) {
+    const __m256 x = fours(j), y = fours(j + 1);
+    return op(_mm256_shuffle_ps(x, y, 0x44), _mm256_shuffle_ps(x, y, 0xee));
+  };
+  const __m256 x = twos(0), y = twos(2);
+  return op(_mm256_shuffle_ps(x, y, 0x88), _mm256_shuffle_ps(x, y, 0xdd));
+}
+template <int N, typename Op>
+KVIST_INLINE Vec16 OverLanes(const Vec16 (&v)[N], Op op) {
+  const __m256 low = HalfOverLanes(v, 0, op);
+  if constexpr (N <= 8) {
+    return {low, low};
+  } else {
+    return {low, HalfOverLanes(v, 8, op)};
+  }
+}
+template <int N>
+KVIST_INLINE Vec16 MaxLanes(const Vec16 (&v)[N]) {
+  return OverLanes(
+      v, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
+}
+template <int N>
+KVIST_INLINE Vec16 SumLanes(const Vec16 (&v)[N]) {
+  return OverLanes(
+      v, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
 }
 KVIST_INLINE float SquareRoot(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 

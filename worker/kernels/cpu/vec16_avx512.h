@@ -14,7 +14,7 @@ using Vec16 = __m512;
 using Int16Lanes = __m512i;
 using Mask16 = __mmask16;
 
-constexpr int kRowTile = 8;  // rows of attention that share loads of K and V in registers
+constexpr int kRowTile = 16;  // rows of attention that share loads of K and V in registers
 
 KVIST_INLINE Vec16 Load(const float* p) { return _mm512_loadu_ps(p); }
 KVIST_INLINE void Store(float* p, Vec16 v) { _mm512_storeu_ps(p, v); }
@@ -98,6 +98,37 @@ KVIST_INLINE float MaxLane(Vec16 v) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Lane j of the result is op over the lanes of v[j], in the order of Sum and MaxLane; lanes from N
+// on are v[0]'s. 45 operations for 16 vectors, where one after the other would be 128.
+template <int N, typename Op>
+KVIST_INLINE Vec16 OverLanes(const Vec16 (&v)[N], Op op) {
+  const auto at = [&v](int j) __attribute__((always_inline)) { return v[j < N ? j : 0]; };
+  const auto eights = [&](int j) __attribute__((always_inline)) {
+    const Vec16 x = at(j), y = at(j + 4);
+    return op(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+  };
+  const auto fours = [&](int j) __attribute__((always_inline)) {
+    const Vec16 x = eights(j), y = eights(j + 8);
+    return op(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+  };
+  const auto twos = [&](int j) __attribute__((always_inline)) {
+    const Vec16 x = fours(j), y = fours(j + 1);
+    return op(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
+  };
+  const Vec16 x = twos(0), y = twos(2);
+  return op(_mm512_shuffle_ps(x, y, 0x88), _mm512_shuffle_ps(x, y, 0xdd));
+}
+template <int N>
+KVIST_INLINE Vec16 MaxLanes(const Vec16 (&v)[N]) {
+  return OverLanes(
+      v, [](Vec16 a, Vec16 b) __attribute__((always_inline)) { return Max(a, b); });
+}
+template <int N>
+KVIST_INLINE Vec16 SumLanes(const Vec16 (&v)[N]) {
+  return OverLanes(
+      v, [](Vec16 a, Vec16 b) __attribute__((always_inline)) { return Add(a, b); });
 }
 KVIST_INLINE float SquareRoot(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 

@@ -189,6 +189,20 @@ KVIST_INLINE float MaxLane(Vec16 v) {
   }
   return MaxOf(MaxOf(a[0], a[2]), MaxOf(a[1], a[3]));
 }
+
+// Lane j of the result is MaxLane(v[j]) or Sum(v[j]); lanes from N on are 0.
+template <int N>
+KVIST_INLINE Vec16 MaxLanes(const Vec16 (&v)[N]) {
+  Vec16 r = Broadcast(0.0f);
+  for (int j = 0; j < N; ++j) r.part[j / 4][j % 4] = MaxLane(v[j]);
+  return r;
+}
+template <int N>
+KVIST_INLINE Vec16 SumLanes(const Vec16 (&v)[N]) {
+  Vec16 r = Broadcast(0.0f);
+  for (int j = 0; j < N; ++j) r.part[j / 4][j % 4] = Sum(v[j]);
+  return r;
+}
 KVIST_INLINE float SquareRoot(float x) { return std::sqrt(x); }
 
 // binary16 to float by integer operations and one exact int-to-float conversion for denormals, so

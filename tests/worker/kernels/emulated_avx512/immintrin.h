@@ -61,8 +61,8 @@ __m256i CvtPsPh(__m512 v) {
 inline __m256i CvtEpi32Epi16(__m512i v) {
   const Halves halves = Split(v);
   const __m256i kept = _mm256_set1_epi32(0xffff);
-  const __m256i words = _mm256_packus_epi32(_mm256_and_si256(halves.low, kept),
-                                            _mm256_and_si256(halves.high, kept));
+  const __m256i words =
+      _mm256_packus_epi32(_mm256_and_si256(halves.low, kept), _mm256_and_si256(halves.high, kept));
   return _mm256_permute4x64_epi64(words, 0xd8);
 }
 inline __m512i SraiEpi32(__m512i v, int count) {
@@ -106,6 +106,7 @@ template <int kTable>
 #define _mm512_cvtepi32_epi16(v) emulated_avx512::CvtEpi32Epi16(v)
 #define _mm512_cvtph_ps(v) emulated_avx512::CvtPhPs(v)
 #define _mm512_cvtps_ph(v, rounding) emulated_avx512::CvtPsPh<rounding>(v)
+#define _mm512_shuffle_f32x4(a, b, parts) simde_mm512_shuffle_f32x4(a, b, parts)
 #define _mm512_srai_epi32(v, count) emulated_avx512::SraiEpi32(v, count)
 
 #endif  // KVIST_TESTS_WORKER_KERNELS_EMULATED_AVX512_IMMINTRIN_H_
