@@ -155,7 +155,13 @@ void Transformer::PlanAttention() {
   }
   const int64_t members = parts_.team->size();
   const bool few_items = members > 1 && whole_items < kLeastItemsPerMember * members;
-  const int64_t heads_of_item = few_items ? 1 : config.query_heads_per_kv_head();
+  const int64_t group = config.query_heads_per_kv_head();
+  // A single query of few positions is over before a piece more has been handed to another core.
+  int64_t heads_of_query = group;
+  while (heads_of_query > 1 &&
+         (group % heads_of_query != 0 || heads_of_query * members > group * whole_items)) {
+    --heads_of_query;
+  }
   items_.clear();
   int64_t partial = 0;
   for (size_t i = 0; i < segments_.size(); ++i) {
@@ -164,23 +170,23 @@ void Transformer::PlanAttention() {
       segment.splits = segment.first_position() / kSplitTokens + 1;
       segment.first_partial = partial;
       partial += segment.splits * config.heads * (config.head_dim + 2);
-      const int64_t heads = config.query_heads_per_kv_head();
       for (int64_t split = 0; split < segment.splits; ++split) {
-        for (int64_t head = 0; head < config.heads; head += heads) {
+        for (int64_t head = 0; head < config.heads; head += group) {
           items_.push_back({.segment = static_cast<int32_t>(i),
                             .count = 1,
                             .first_head = head,
-                            .heads = heads,
+                            .heads = group,
                             .split = split});
         }
       }
       continue;
     }
-    for (int64_t begin = 0; begin < segments_[i].count; begin += kMaxItemQueries) {
+    const int64_t heads_of_item = !few_items ? group : segment.count == 1 ? heads_of_query : 1;
+    for (int64_t begin = 0; begin < segment.count; begin += kMaxItemQueries) {
       for (int64_t head = 0; head < config.heads; head += heads_of_item) {
         items_.push_back({.segment = static_cast<int32_t>(i),
                           .begin = begin,
-                          .count = std::min(kMaxItemQueries, segments_[i].count - begin),
+                          .count = std::min(kMaxItemQueries, segment.count - begin),
                           .first_head = head,
                           .heads = heads_of_item});
       }
