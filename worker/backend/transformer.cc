@@ -55,19 +55,18 @@ void Transformer::PlanStages(bool last_pass) {
   const int64_t row_items = CeilDiv(rows_, kRowsPerItem);
   for (int64_t layer = 0; layer < parts_.config->layers; ++layer) {
     add(&Transformer::EnterLayer, layer, row_items);
-    add_product(&Transformer::Project, layer, SharesOf(Projections(layer), rows_));
+    add_product(&Transformer::Project, layer, SharesOf(Projections(layer)));
     add(&Transformer::RotateAndStore, layer, row_items);
     add(&Transformer::Attend, layer, static_cast<int64_t>(items_.size()));
     add(&Transformer::FinishAttention, layer, row_items);
-    add_product(&Transformer::ProjectAttended, layer, SharesOf(AttendedProjection(layer), rows_));
+    add_product(&Transformer::ProjectAttended, layer, SharesOf(AttendedProjection(layer)));
     add(&Transformer::EnterFeedForward, layer, row_items);
     add_product(&Transformer::Gate, layer, GateShares());
-    add_product(&Transformer::Down, layer, SharesOf(DownProjection(layer), rows_));
+    add_product(&Transformer::Down, layer, SharesOf(DownProjection(layer)));
   }
   add(&Transformer::Leave, parts_.config->layers, row_items);
   if (last_pass && wanted_rows_ > 0) {
-    add_product(&Transformer::Head, parts_.config->layers,
-                SharesOf(HeadProjection(0), wanted_rows_));
+    add_product(&Transformer::Head, parts_.config->layers, SharesOf(HeadProjection(0)));
   }
 }
 
@@ -206,18 +205,14 @@ int64_t Transformer::BytesOf(std::span<const Product> products) {
   return bytes;
 }
 
-WorkShares Transformer::SharesOf(std::span<const Product> products, int64_t rows) const {
+WorkShares Transformer::SharesOf(std::span<const Product> products) const {
   const int64_t panels = PanelsOf(products);
-  const int64_t item_bytes = rows < kManyRows ? kItemBytes : kItemBytesOfManyRows;
-  const int64_t small =
-      CeilDiv(panels, std::clamp<int64_t>(BytesOf(products) / item_bytes, 1, kMaxItems));
-  return rows < kManyRows ? StreamShares(panels, parts_.team->size(), small)
-                          : EqualShares(panels, small);
+  const int64_t most_items = std::clamp<int64_t>(BytesOf(products) / kItemBytes, 1, kMaxItems);
+  return StreamShares(panels, parts_.team->size(), CeilDiv(panels, most_items));
 }
 
 WorkShares Transformer::GateShares() const {
-  const int64_t chunks = CeilDiv(parts_.config->feed_forward, kGateCols);
-  return rows_ < kManyRows ? StreamShares(chunks, parts_.team->size(), 1) : EqualShares(chunks, 1);
+  return StreamShares(CeilDiv(parts_.config->feed_forward, kGateCols), parts_.team->size(), 1);
 }
 
 void Transformer::MultiplyItem(const Item& item, std::span<const Product> products,

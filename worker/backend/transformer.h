@@ -28,12 +28,9 @@ namespace kvist::worker {
 inline constexpr int64_t kMaxPassRows = 256;
 // Rows that one item embeds, norms, quantises or rotates.
 inline constexpr int64_t kRowsPerItem = 8;
-// Weights that one small item multiplies: two microseconds' worth, so that members finish together,
-// and a hundred times what taking an item costs.
-inline constexpr int64_t kItemBytes = 24 << 10;
-// With many rows the same time passes with a panel or two.
-inline constexpr int64_t kManyRows = 16;
-inline constexpr int64_t kItemBytesOfManyRows = 12 << 10;
+// Weights that one small item multiplies: a microsecond's worth for one row, so that members finish
+// together, and some fifty times what taking an item costs.
+inline constexpr int64_t kItemBytes = 12 << 10;
 inline constexpr int64_t kMaxItems = 1 << 14;
 // Columns of the feed-forward product that are gated and quantised together; rows of quantised
 // values stay aligned.
@@ -168,8 +165,8 @@ class Transformer {
   ProductInput InputOf(const float* x, int64_t cols) const;
   static int64_t PanelsOf(std::span<const Product> products);
   static int64_t BytesOf(std::span<const Product> products);
-  // How the panels of `products`, taken one after the other, are shared out for `rows` rows.
-  WorkShares SharesOf(std::span<const Product> products, int64_t rows) const;
+  // How the panels of `products`, taken one after the other, are shared out.
+  WorkShares SharesOf(std::span<const Product> products) const;
   // How the chunks of kGateCols columns are.
   WorkShares GateShares() const;
   // Columns [col, col + width) of gate, up, activation and quantising.
