@@ -29,7 +29,7 @@ namespace {
 constexpr std::string_view kNameKey = "general.name";
 
 // Raised whenever the bits of logits or of KV pages change for the same file.
-constexpr int kRecipeVersion = 1;
+constexpr int kRecipeVersion = 2;
 constexpr int64_t kMaxBatchTokens = 65536;
 
 // The caller's floating-point environment, restored at the end: flushing denormals is for the

@@ -3,8 +3,9 @@
 // horizontal sums.
 //
 //   f32, f16, bf16:  K [head_dim][16] | V [16][head_dim]; rounded half to even
-//   q8:  K int8 [head_dim][16] | V int8 [16][head_dim] | K scale f32 [16] | V scale f32 [16]
-//        x ~ q * scale, one scale per token: max|x| / 127, q rounded half to even
+//   q8:  K int8 [head_dim][16] | V int8 [16][head_dim] | K scale f32 [groups][16] |
+//        V scale f32 [groups][16], groups of 64 dimensions, the last one the rest
+//        x ~ q * scale, one scale per token and group: max|x| / 127, q rounded half to even
 //   q4:  K [head_dim / 32][16][16] | V [16][head_dim / 32][16] |
 //        K step, K minimum f16 [head_dim / 16][16] | V step, V minimum f16 [head_dim / 32][16]
 //        x ~ n * step + minimum, n of 0 .. 15, one pair per token and 16 dimensions of a key or 32
@@ -18,10 +19,10 @@
 //   y[i] = sum over j of (-1)^popcount(i & j) * x[j] / sqrt(span)
 //
 // Values that a format cannot hold. f32 keeps everything; bf16 and f16 give infinity for what is
-// too large and keep NaN. A scale is shared, so in q8 a token's NaN or infinity, and in q4 a
+// too large and keep NaN. A scale is shared, so in q8 a group's NaN or infinity, and in q4 a
 // group's NaN or anything that f16 would store as infinity (65520 and more, of a key after the
 // rotation), turns all values that share the scale into NaN: every query that sees the token gives
-// NaN. A q8 row whose values are all below 127 * 2^-126 is 0.
+// NaN. A q8 group whose values are all below 127 * 2^-126 is 0.
 #ifndef KVIST_WORKER_KERNELS_KV_PAGE_H_
 #define KVIST_WORKER_KERNELS_KV_PAGE_H_
 
@@ -30,6 +31,7 @@
 namespace kvist::worker {
 
 inline constexpr int64_t kPageTokens = 16;  // attention: softmax unit and KV page
+inline constexpr int64_t kQ8Group = 64;     // dimensions that share a scale in q8
 inline constexpr int64_t kQ4Unit = 32;      // dimensions whose nibbles share 16 bytes in q4
 inline constexpr int64_t kQ4KeyGroup = 16;  // dimensions that share a step and a minimum in q4
 inline constexpr int64_t kQ4ValueGroup = 32;
@@ -56,8 +58,12 @@ constexpr int64_t Q4RotationSpan(int64_t head_dim) {
   return span < 256 ? span : 256;
 }
 
+// Always inline, as below: no copy compiled for one instruction set may serve the others.
+[[gnu::always_inline]] constexpr int64_t Q8Groups(int64_t head_dim) {
+  return (head_dim + kQ8Group - 1) / kQ8Group;
+}
+
 // REQUIRES: HoldsHeadDim(format, head_dim).
-// Always inline: no copy of it compiled for one instruction set may serve the others.
 [[gnu::always_inline]] constexpr KvPageLayout KvPageLayoutOf(KvFormat format, int64_t head_dim) {
   int64_t half = kPageTokens * head_dim;  // of K, and of V
   int64_t key_scales = 0;
@@ -71,8 +77,8 @@ constexpr int64_t Q4RotationSpan(int64_t head_dim) {
       half *= 2;
       break;
     case KvFormat::kQ8:
-      key_scales = kPageTokens * 4;
-      value_scales = kPageTokens * 4;
+      key_scales = kPageTokens * Q8Groups(head_dim) * 4;
+      value_scales = kPageTokens * Q8Groups(head_dim) * 4;
       break;
     case KvFormat::kQ4:
       half /= 2;

@@ -52,6 +52,17 @@ inline std::vector<double> ReadQ4(const std::byte* page, const Q4Row& row, int64
   return values;
 }
 
+// The scale of one element of a q8 page.
+struct Q8Element {
+  bool is_key;
+  int64_t slot, dimension;
+};
+inline double Q8Scale(const std::byte* page, int64_t dim, const Q8Element& element) {
+  const int64_t value_scales = 64 * CeilDiv(dim, int64_t{64});
+  return ReadAt<float>(page, 32 * dim + (element.is_key ? 0 : value_scales) +
+                                 4 * (element.dimension / 64 * 16 + element.slot));
+}
+
 // The Hadamard transform of kv_page.h, which is its own inverse.
 template <typename T>
 std::vector<double> Rotated(const std::vector<T>& x) {
@@ -78,7 +89,7 @@ inline std::vector<double> StoredKey(KvFormat format, int64_t dim, const std::by
     if (format == KvFormat::kF16) row.push_back(HalfToFloat(ReadAt<uint16_t>(page, 2 * at)));
     if (format == KvFormat::kBF16) row.push_back(Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at)));
     if (format == KvFormat::kQ8) {
-      row.push_back(double{ReadAt<float>(page, 32 * dim + 4 * slot)} * ReadAt<int8_t>(page, at));
+      row.push_back(Q8Scale(page, dim, {true, slot, at / 16}) * ReadAt<int8_t>(page, at));
     }
   }
   return row;
@@ -94,8 +105,7 @@ inline std::vector<double> StoredValue(KvFormat format, int64_t dim, const std::
     if (format == KvFormat::kF16) row.push_back(HalfToFloat(ReadAt<uint16_t>(page, 2 * at)));
     if (format == KvFormat::kBF16) row.push_back(Bf16ToFloat(ReadAt<uint16_t>(page, 2 * at)));
     if (format == KvFormat::kQ8) {
-      row.push_back(double{ReadAt<float>(page, 32 * dim + 64 + 4 * slot)} *
-                    ReadAt<int8_t>(page, at));
+      row.push_back(Q8Scale(page, dim, {false, slot, at % dim}) * ReadAt<int8_t>(page, at));
     }
   }
   return row;

@@ -47,6 +47,7 @@ std::vector<AttentionShape> Shapes() {
       {KvFormat::kQ8, 128, 2, 530, 64, 0},
       {KvFormat::kQ8, 256, 4, 290, 16, 257},
       {KvFormat::kQ8, 80, 1, 40, 128, 1},
+      {KvFormat::kQ8, 72, 2, 50, 16, 0},
       {KvFormat::kQ4, 64, 3, 300, 16, 0},
       {KvFormat::kQ4, 32, 5, 50, 32, 0},
       {KvFormat::kQ4, 96, 1, 70, 16, 20},

@@ -44,6 +44,7 @@ class Page {
   std::vector<double> Value(int64_t slot) const {
     return StoredValue(format_, dim_, bytes_.data(), slot);
   }
+  double ScaleOf(const Q8Element& element) const { return Q8Scale(bytes_.data(), dim_, element); }
   template <typename T>
   T At(int64_t offset) const {
     return ReadAt<T>(bytes_.data(), offset);
@@ -79,13 +80,18 @@ TEST_P(KvPageTest, Q8IsWithinHalfAScaleOfWhatWasStored) {
       page.Write(slot, rows[0], rows[1]);
       for (const bool is_key : {true, false}) {
         const std::vector<float>& row = rows[is_key ? 0 : 1];
-        float largest = 0;
-        for (const float x : row) largest = std::max(largest, std::abs(x));
-        const float scale = page.At<float>(32 * dim + (is_key ? 0 : 64) + 4 * slot);
-        EXPECT_EQ(scale, largest / 127.0f);
         const std::vector<double> stored = is_key ? page.Key(slot) : page.Value(slot);
-        for (size_t d = 0; d < row.size(); ++d) {
-          ASSERT_NEAR(stored[d], row[d], 0.50001 * scale) << dim << " " << d;
+        for (int64_t first = 0; first < dim; first += 64) {
+          const int64_t end = std::min(first + 64, dim);
+          float largest = 0;
+          for (int64_t d = first; d < end; ++d) {
+            largest = std::max(largest, std::abs(row[static_cast<size_t>(d)]));
+          }
+          const double scale = page.ScaleOf({is_key, slot, first});
+          EXPECT_EQ(scale, largest / 127.0f);
+          for (auto d = static_cast<size_t>(first); d < static_cast<size_t>(end); ++d) {
+            ASSERT_NEAR(stored[d], row[d], 0.50001 * scale) << dim << " " << d;
+          }
         }
       }
     }
@@ -132,6 +138,19 @@ TEST_P(KvPageTest, BytesAreThoseOfTheDescription) {
   }
   EXPECT_EQ(q8.At<uint8_t>(2), 0xff);  // slots beside it are untouched
   EXPECT_EQ(q8.At<uint8_t>(128 + 4 * 8), 0xff);
+
+  // In dimensions 64 and more another scale.
+  Page wide(table(), KvFormat::kQ8, 72);
+  std::vector<float> row(72, 127.0f);
+  for (size_t d = 64; d < 72; ++d) row[d] = -0.5f;
+  wide.Write(15, row, row);
+  for (const int64_t scales : {32 * 72, 32 * 72 + 128}) {
+    EXPECT_EQ(wide.At<float>(scales + 15 * 4), 1.0f);
+    EXPECT_EQ(wide.At<float>(scales + 64 + 15 * 4), 0.5f / 127.0f);
+  }
+  EXPECT_EQ(wide.At<int8_t>(63 * 16 + 15), 127);
+  EXPECT_EQ(wide.At<int8_t>(64 * 16 + 15), -127);
+  EXPECT_EQ(wide.At<int8_t>(16 * 72 + 15 * 72 + 64), -127);
 
   // A key of which the rotation is -2, -1.75, ... 1.75 in each 16 dimensions.
   std::vector<float> wanted(64), v(64);

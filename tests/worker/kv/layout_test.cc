@@ -50,6 +50,11 @@ TEST(KvLayoutTest, BytesAreThoseOfTheModelsAsPublished) {
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ8, 16).BytesPerToken(), 12240);
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 16).block_bytes(), 90 * 1408);
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 128).BytesPerToken(), 7920);
+  LayerGroup gemma{.layers = {}, .kv_heads = 1, .head_dim = 256, .window = 0};
+  for (int layer = 0; layer < 18; ++layer) gemma.layers.push_back(layer);
+  EXPECT_EQ(KvLayout(gemma, KvFormat::kF16, 16).BytesPerToken(), 18432);
+  EXPECT_EQ(KvLayout(gemma, KvFormat::kQ8, 16).BytesPerToken(), 9792);
+  EXPECT_EQ(KvLayout(gemma, KvFormat::kQ4, 16).BytesPerToken(), 6336);
 }
 
 // Parts of a page follow each other without a hole; pages keep the alignment of the arena.
