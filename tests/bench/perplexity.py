@@ -5,12 +5,14 @@ Scores a text in pieces of equal length, each as a text of its own, with `kvist 
 piece by piece: the ratio of perplexities with a 95 % interval from the paired differences of the
 pieces' mean negative log probabilities (Student's t). Prints a Markdown table.
 
-The text is perl's list of diagnostics, perldiag.pod, as plain text: English prose with terms and
-examples. It is part of Debian 12's package perl-modules-5.36 (perl itself depends on it), Copyright
-Larry Wall and others, under the Artistic License or the GPL, version 1 or later. `--text FILE`
-takes any other.
+Two texts, both English prose with terms and examples, from packages that every Debian 12 has:
+  perldiag  perl's list of diagnostics, perldiag.pod, as plain text, of perl-modules-5.36, Copyright
+            Larry Wall and others, under the Artistic License or the GPL, version 1 or later
+  topics    the topics of Python's help, pydoc_data/topics.py, sorted by name and joined by empty
+            lines, of libpython3.11-stdlib, Copyright Python Software Foundation, under its licence
 
   tests/bench/perplexity.py --kvist build/kvist
+  tests/bench/perplexity.py --kvist build/kvist --text my_text.txt
 """
 import argparse
 import hashlib
@@ -21,6 +23,8 @@ import statistics
 import subprocess
 import tempfile
 
+from pydoc_data import topics
+
 MODELS = {
     "SmolLM2 135M Q4_1": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "Gemma 3 270M Q4_K_M": "gemma-3-270m-q4_k_m.gguf",
@@ -28,12 +32,14 @@ MODELS = {
 POD = "/usr/share/perl/5.36.0/pod/perldiag.pod"
 
 
-def text_of(args):
-    if args.text:
-        with open(args.text, encoding="utf-8") as file:
-            return file.read()[:args.characters]
-    done = subprocess.run(["pod2text", POD], check=True, stdout=subprocess.PIPE)
-    return done.stdout.decode("utf-8")[:args.characters]
+def text_of(name):
+    if name == "perldiag":
+        done = subprocess.run(["pod2text", POD], check=True, stdout=subprocess.PIPE)
+        return done.stdout.decode("utf-8")
+    if name == "topics":
+        return "\n\n".join(topics.topics[key] for key in sorted(topics.topics))
+    with open(name, encoding="utf-8") as file:
+        return file.read()
 
 
 def piece_losses(args, model, text_file, kv_format):
@@ -71,23 +77,10 @@ def row_of(name, kv_format, losses, base):
             f"{low:.4f} to {high:.4f} | {len(losses)} |")
 
 
-def main():
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kvist", default="build/release/kvist")
-    parser.add_argument("--models", default=os.path.join(cache, "kvist", "models"))
-    parser.add_argument("--match", default="", help="only models whose name holds this")
-    parser.add_argument("--formats", default="q8,q4", help="compared with f16, by commas")
-    parser.add_argument("--text", help="a text file instead of perl's diagnostics")
-    parser.add_argument("--characters", type=int, default=64000, help="of the text, at most")
-    parser.add_argument("--chunk", type=int, default=1024, help="tokens of a piece")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-
-    text = text_of(args)
+def score(args, text_name, text):
+    """Prints the table of one text."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    name = args.text or os.path.basename(POD)
-    print(f"{len(text)} characters of {name} (SHA-256 {digest[:16]}), "
+    print(f"{len(text)} characters of {text_name} (SHA-256 {digest[:16]}), "
           f"pieces of {args.chunk} tokens\n")
     print("| model | KV format | perplexity | ratio to f16 | 95 % interval | pieces |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -103,6 +96,26 @@ def main():
             for kv_format in args.formats.split(","):
                 losses = piece_losses(args, model, file.name, kv_format)
                 print(row_of(name, kv_format, losses, base), flush=True)
+    print()
+
+
+def main():
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kvist", default="build/release/kvist")
+    parser.add_argument("--models", default=os.path.join(cache, "kvist", "models"))
+    parser.add_argument("--match", default="", help="only models whose name holds this")
+    parser.add_argument("--formats", default="q8,q4", help="compared with f16, by commas")
+    parser.add_argument("--text", action="append",
+                        help="perldiag, topics or a file, repeatable (default: both texts)")
+    parser.add_argument("--skip", type=int, default=0, help="characters left out at the start")
+    parser.add_argument("--characters", type=int, default=41000, help="of each text, at most")
+    parser.add_argument("--chunk", type=int, default=1024, help="tokens of a piece")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    for name in args.text or ["perldiag", "topics"]:
+        score(args, name, text_of(name)[args.skip:][:args.characters])
 
 
 if __name__ == "__main__":

@@ -7,16 +7,20 @@
 //        V scale f32 [groups][16], groups of 64 dimensions, the last one the rest
 //        x ~ q * scale, one scale per token and group: max|x| / 127, q rounded half to even
 //   q4:  K [head_dim / 32][16][16] | V [16][head_dim / 32][16] |
-//        K step, K minimum f16 [head_dim / 16][16] | V step, V minimum f16 [head_dim / 32][16]
-//        x ~ n * step + minimum, n of 0 .. 15, one pair per token and 16 dimensions of a key or 32
-//        of a value. Of each 32 dimensions, byte i of 16 holds dimension i in the low nibble,
-//        16 + i in the high one. Keys are rotated first, queries likewise: the dot products stay.
+//        K step, K minimum f16 [head_dim / 32][16] | K fifth bits u16 [head_dim / 16][16] |
+//        V step, V minimum f16 [head_dim / 32][16]
+//        x ~ n * step + minimum, one pair per token and 32 dimensions; n of 0 .. 31 in keys and
+//        of 0 .. 15 in values. Of each 32 dimensions, byte i of 16 holds the lower four bits of
+//        dimension i in the low nibble, of 16 + i in the high one; bit i of the j-th word of fifth
+//        bits belongs to dimension 16 * j + i. Keys are rotated first, queries likewise: the dot
+//        products stay.
 //
-// q4 has groups, minima and the rotation because without them four bits cost too much: a few
-// dimensions of a key are far larger than the others, and the rotation spreads them. The figures:
-// tests/bench/results/perplexity.md. The rotation is the orthonormal Hadamard transform of each
-// Q4RotationSpan(head_dim) dimensions (QuaRot, arXiv 2404.00456):
-//   y[i] = sum over j of (-1)^popcount(i & j) * x[j] / sqrt(span)
+// q4 has groups, minima, the rotation and the keys' fifth bit because without them four bits cost
+// too much: a few dimensions of a key are far larger than the others. The rotation spreads them,
+// but over their own group only: over a whole head they would widen the steps of all groups. The
+// figures: tests/bench/results/perplexity.md. The rotation is the orthonormal Hadamard transform
+// of each 32 dimensions (QuaRot, arXiv 2404.00456):
+//   y[i] = sum over j of (-1)^popcount(i & j) * x[j] / sqrt(32)
 //
 // Values that a format cannot hold. f32 keeps everything; bf16 and f16 give infinity for what is
 // too large and keep NaN. A scale is shared, so in q8 a group's NaN or infinity, and in q4 a
@@ -32,9 +36,8 @@ namespace kvist::worker {
 
 inline constexpr int64_t kPageTokens = 16;  // attention: softmax unit and KV page
 inline constexpr int64_t kQ8Group = 64;     // dimensions that share a scale in q8
-inline constexpr int64_t kQ4Unit = 32;      // dimensions whose nibbles share 16 bytes in q4
-inline constexpr int64_t kQ4KeyGroup = 16;  // dimensions that share a step and a minimum in q4
-inline constexpr int64_t kQ4ValueGroup = 32;
+// Dimensions that share 16 bytes of nibbles, a step, a minimum and, in keys, a rotation in q4.
+inline constexpr int64_t kQ4Group = 32;
 
 enum class KvFormat : uint8_t { kF16, kF32, kBF16, kQ8, kQ4 };
 
@@ -42,20 +45,14 @@ enum class KvFormat : uint8_t { kF16, kF32, kBF16, kQ8, kQ4 };
 // 64.
 struct KvPageLayout {
   int64_t values = 0;
-  int64_t key_scales = 0;  // q8: scales; q4: steps, then minima
+  int64_t key_scales = 0;  // q8: scales; q4: steps, then minima, then fifth bits
   int64_t value_scales = 0;
   int64_t bytes = 0;
 };
 
 // Whether the format can hold heads of this size, a multiple of 8.
 constexpr bool HoldsHeadDim(KvFormat format, int64_t head_dim) {
-  return format != KvFormat::kQ4 || head_dim % kQ4Unit == 0;
-}
-
-// The largest power of two, up to 256, that divides the head size.
-constexpr int64_t Q4RotationSpan(int64_t head_dim) {
-  const int64_t span = head_dim & -head_dim;
-  return span < 256 ? span : 256;
+  return format != KvFormat::kQ4 || head_dim % kQ4Group == 0;
 }
 
 // Always inline, as below: no copy compiled for one instruction set may serve the others.
@@ -82,8 +79,8 @@ constexpr int64_t Q4RotationSpan(int64_t head_dim) {
       break;
     case KvFormat::kQ4:
       half /= 2;
-      key_scales = 2 * kPageTokens * (head_dim / kQ4KeyGroup) * 2;
-      value_scales = 2 * kPageTokens * (head_dim / kQ4ValueGroup) * 2;
+      key_scales = 4 * kPageTokens * (head_dim / kQ4Group) * 2;
+      value_scales = 2 * kPageTokens * (head_dim / kQ4Group) * 2;
       break;
   }
   return {half, 2 * half, 2 * half + key_scales, 2 * half + key_scales + value_scales};

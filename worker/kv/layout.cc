@@ -76,7 +76,7 @@ absl::Status CheckHeadDim(KvFormat format, int64_t head_dim) {
   if (HoldsHeadDim(format, head_dim)) return absl::OkStatus();
   return InvalidField("kv_formats",
                       absl::StrCat(ToAbsl(KvFormatName(format)), " needs heads of a multiple of ",
-                                   kQ4Unit, ", this model's have ", head_dim));
+                                   kQ4Group, ", this model's have ", head_dim));
 }
 
 KvLayout::KvLayout(const LayerGroup& group, KvFormat format, int32_t block_tokens)

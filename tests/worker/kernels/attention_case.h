@@ -34,18 +34,23 @@ T ReadAt(const std::byte* page, int64_t offset) {
 }
 
 // Where a q4 page has the bytes of a slot, `stride` apart, and its scales: 16 slots per group, all
-// steps before all minima.
+// steps before all minima, and keys' fifth bits behind them.
 struct Q4Row {
-  int64_t bytes, stride, scales, group;
+  int64_t bytes, stride, scales;
+  bool has_fifth_bits;
 };
 inline std::vector<double> ReadQ4(const std::byte* page, const Q4Row& row, int64_t dim,
                                   int64_t slot) {
   std::vector<double> values;
   for (int64_t d = 0; d < dim; ++d) {
     const auto byte = ReadAt<uint8_t>(page, row.bytes + (d / 32 * 16 + d % 16) * row.stride);
-    const int n = d % 32 < 16 ? byte & 15 : byte >> 4;
-    const int64_t step = row.scales + 2 * (d / row.group * 16 + slot);
-    const int64_t minimum = step + 32 * (dim / row.group);
+    int n = d % 32 < 16 ? byte & 15 : byte >> 4;
+    if (row.has_fifth_bits) {
+      const int64_t words = row.scales + 2 * dim;
+      n += (ReadAt<uint16_t>(page, words + 2 * (d / 16 * 16 + slot)) >> d % 16 & 1) * 16;
+    }
+    const int64_t step = row.scales + 2 * (d / 32 * 16 + slot);
+    const int64_t minimum = step + dim;
     values.push_back(static_cast<double>(n) * HalfToFloat(ReadAt<uint16_t>(page, step)) +
                      HalfToFloat(ReadAt<uint16_t>(page, minimum)));
   }
@@ -66,7 +71,7 @@ inline double Q8Scale(const std::byte* page, int64_t dim, const Q8Element& eleme
 // The Hadamard transform of kv_page.h, which is its own inverse.
 template <typename T>
 std::vector<double> Rotated(const std::vector<T>& x) {
-  const auto span = static_cast<size_t>(Q4RotationSpan(static_cast<int64_t>(x.size())));
+  constexpr size_t span = 32;
   std::vector<double> y(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     const size_t first = i / span * span;
@@ -82,7 +87,7 @@ std::vector<double> Rotated(const std::vector<T>& x) {
 // What a page holds of a slot, read by the words of kv_page.h; q4's keys as they are stored.
 inline std::vector<double> StoredKey(KvFormat format, int64_t dim, const std::byte* page,
                                      int64_t slot) {
-  if (format == KvFormat::kQ4) return ReadQ4(page, {slot, 16, 16 * dim, 16}, dim, slot);
+  if (format == KvFormat::kQ4) return ReadQ4(page, {slot, 16, 16 * dim, true}, dim, slot);
   std::vector<double> row;
   for (int64_t at = slot; at < 16 * dim; at += 16) {
     if (format == KvFormat::kF32) row.push_back(ReadAt<float>(page, 4 * at));
@@ -97,7 +102,7 @@ inline std::vector<double> StoredKey(KvFormat format, int64_t dim, const std::by
 inline std::vector<double> StoredValue(KvFormat format, int64_t dim, const std::byte* page,
                                        int64_t slot) {
   if (format == KvFormat::kQ4) {
-    return ReadQ4(page, {8 * dim + slot * dim / 2, 1, 20 * dim, 32}, dim, slot);
+    return ReadQ4(page, {8 * dim + slot * dim / 2, 1, 20 * dim, false}, dim, slot);
   }
   std::vector<double> row;
   for (int64_t at = (16 + slot) * dim; at < (17 + slot) * dim; ++at) {

@@ -100,11 +100,11 @@ TEST_P(KvPageTest, Q8IsWithinHalfAScaleOfWhatWasStored) {
 
 // The minimum is rounded to f16, by at most 2^-11 of it, and so is the step.
 void ExpectWithinHalfAStep(const std::vector<double>& stored, const std::vector<double>& row,
-                           int64_t group) {
-  for (auto first = row.begin(); first != row.end(); first += group) {
-    const auto [least, most] = std::minmax_element(first, first + group);
-    const double bound = 0.51 * (*most - *least) / 15 + std::abs(*least) * 0x1p-11 + 1e-5;
-    for (auto x = first; x != first + group; ++x) {
+                           int steps) {
+  for (auto first = row.begin(); first != row.end(); first += 32) {
+    const auto [least, most] = std::minmax_element(first, first + 32);
+    const double bound = 0.51 * (*most - *least) / steps + std::abs(*least) * 0x1p-11 + 1e-5;
+    for (auto x = first; x != first + 32; ++x) {
       ASSERT_NEAR(stored[static_cast<size_t>(x - row.begin())], *x, bound) << row.size();
     }
   }
@@ -119,8 +119,8 @@ TEST_P(KvPageTest, Q4IsWithinHalfAStepOfWhatWasStored) {
       std::vector<float> v = RandomFloats(dim, rng);
       for (float& x : v) x = 30.0f + 0.2f * x;  // far from 0
       page.Write(slot, k, v);
-      ExpectWithinHalfAStep(page.Key(slot), Rotated(k), 16);
-      ExpectWithinHalfAStep(page.Value(slot), {v.begin(), v.end()}, 32);
+      ExpectWithinHalfAStep(page.Key(slot), Rotated(k), 31);
+      ExpectWithinHalfAStep(page.Value(slot), {v.begin(), v.end()}, 15);
     }
   }
 }
@@ -152,10 +152,10 @@ TEST_P(KvPageTest, BytesAreThoseOfTheDescription) {
   EXPECT_EQ(wide.At<int8_t>(64 * 16 + 15), -127);
   EXPECT_EQ(wide.At<int8_t>(16 * 72 + 15 * 72 + 64), -127);
 
-  // A key of which the rotation is -2, -1.75, ... 1.75 in each 16 dimensions.
+  // A key of which the rotation is -4, -3.75, ... 3.75 in each 32 dimensions.
   std::vector<float> wanted(64), v(64);
   for (size_t d = 0; d < 64; ++d) {
-    wanted[d] = -2.0f + 0.25f * static_cast<float>(d % 16);
+    wanted[d] = -4.0f + 0.25f * static_cast<float>(d % 32);
     v[d] = d < 32 ? 3.0f : d == 40 ? 16.0f : 1.0f;
   }
   const std::vector<double> k = Rotated(wanted);
@@ -164,9 +164,11 @@ TEST_P(KvPageTest, BytesAreThoseOfTheDescription) {
   for (int i = 0; i < 32; ++i) EXPECT_EQ(q4.At<uint8_t>(i * 16 + 5), i % 16 * 17);
   for (int i = 0; i < 32; ++i) EXPECT_EQ(q4.At<uint8_t>(512 + 5 * 32 + i), i == 24 ? 15 : 0);
   const auto half_at = [&](int64_t offset) { return HalfToFloat(q4.At<uint16_t>(offset)); };
-  for (int group = 0; group < 4; ++group) {
+  for (int group = 0; group < 2; ++group) {
     EXPECT_EQ(half_at(1024 + group * 32 + 5 * 2), 0.25f);
-    EXPECT_EQ(half_at(1024 + 128 + group * 32 + 5 * 2), -2.0f);
+    EXPECT_EQ(half_at(1024 + 64 + group * 32 + 5 * 2), -4.0f);
+    EXPECT_EQ(q4.At<uint16_t>(1024 + 128 + group * 64 + 5 * 2), 0);  // fifth bits
+    EXPECT_EQ(q4.At<uint16_t>(1024 + 128 + group * 64 + 32 + 5 * 2), 0xffff);
   }
   const float steps[] = {0, 1}, minima[] = {3, 1};
   for (int group = 0; group < 2; ++group) {
@@ -227,9 +229,11 @@ TEST_P(KvPageTest, Q4KeepsWhatF16KeepsAndTurnsTheRestOfAGroupIntoNan) {
     EXPECT_EQ(std::vector<double>(value.begin(), value.begin() + 32), std::vector<double>(32));
     EXPECT_TRUE(AllNan({value.begin() + 32, value.end()})) << bad;
     EXPECT_EQ(page.Key(0), std::vector<double>(64));
-    row[40] = 8 * bad;  // an eighth of it in each dimension, rotated
+    row[40] = 8 * bad;  // more than an eighth of it in each dimension of its group, rotated
     page.Write(1, row, zeros);
-    EXPECT_TRUE(AllNan(page.Key(1))) << bad;
+    const std::vector<double> key = page.Key(1);
+    EXPECT_EQ(std::vector<double>(key.begin(), key.begin() + 32), std::vector<double>(32));
+    EXPECT_TRUE(AllNan({key.begin() + 32, key.end()})) << bad;
     EXPECT_EQ(page.Value(1), std::vector<double>(64));
   }
 }

@@ -44,8 +44,8 @@ TEST(KvLayoutTest, BytesAreThoseOfTheModelsAsPublished) {
   EXPECT_EQ(KvLayout(smol, KvFormat::kF16, 16).BytesPerToken(), 23040);
   EXPECT_EQ(KvLayout(smol, KvFormat::kF32, 64).BytesPerToken(), 46080);
   EXPECT_EQ(KvLayout(smol, KvFormat::kBF16, 128).block_bytes(), 128 * 23040);
-  // Of a page of 64 dimensions: 2048 bytes of q8 and 128 of scales; 1024 of q4 and 384 of steps and
-  // minima.
+  // Of a page of 64 dimensions: 2048 bytes of q8 and 128 of scales; 1024 of q4 and 384 of steps,
+  // minima and fifth bits.
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ8, 16).block_bytes(), 90 * 2176);
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ8, 16).BytesPerToken(), 12240);
   EXPECT_EQ(KvLayout(smol, KvFormat::kQ4, 16).block_bytes(), 90 * 1408);

@@ -95,6 +95,12 @@ KVIST_INLINE Int16Lanes AndInt(Int16Lanes a, int32_t bits) {
   const __m256i mask = _mm256_set1_epi32(bits);
   return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
 }
+// Lanes in which bit number `bit` is set.
+KVIST_INLINE Mask16 HasBit(Int16Lanes a, int bit) {
+  const __m256i one = _mm256_set1_epi32(static_cast<int32_t>(1u << bit));
+  return {_mm256_cmpeq_epi32(_mm256_and_si256(a.low, one), one),
+          _mm256_cmpeq_epi32(_mm256_and_si256(a.high, one), one)};
+}
 // 2^n for n of -126 .. 127; anything for other n.
 KVIST_INLINE Vec16 PowerOfTwo(Int16Lanes n) {
   const __m256i bias = _mm256_set1_epi32(127);
@@ -203,6 +209,10 @@ KVIST_INLINE Vec16 LoadInt8(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+KVIST_INLINE Int16Lanes LoadUint16(const uint16_t* p) {
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
 // The low and the high nibbles of 16 bytes.
 KVIST_INLINE void LoadNibbles(const uint8_t* p, Vec16* low, Vec16* high) {

@@ -50,6 +50,10 @@ KVIST_INLINE Int16Lanes Bits(Vec16 a) { return _mm512_castps_si512(a); }
 KVIST_INLINE Int16Lanes AndInt(Int16Lanes a, int32_t bits) {
   return _mm512_and_si512(a, _mm512_set1_epi32(bits));
 }
+// Lanes in which bit number `bit` is set.
+KVIST_INLINE Mask16 HasBit(Int16Lanes a, int bit) {
+  return _mm512_test_epi32_mask(a, _mm512_set1_epi32(static_cast<int32_t>(1u << bit)));
+}
 // 2^n for n of -126 .. 127; anything for other n.
 KVIST_INLINE Vec16 PowerOfTwo(Int16Lanes n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
@@ -142,6 +146,9 @@ KVIST_INLINE Vec16 LoadBf16(const uint16_t* p) {
 KVIST_INLINE Vec16 LoadInt8(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+KVIST_INLINE Int16Lanes LoadUint16(const uint16_t* p) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 // The low and the high nibbles of 16 bytes.
 KVIST_INLINE void LoadNibbles(const uint8_t* p, Vec16* low, Vec16* high) {

@@ -140,6 +140,14 @@ KVIST_INLINE Int16Lanes AndInt(Int16Lanes a, int32_t bits) {
   for (int i = 0; i < 4; ++i) a.part[i] &= bits;
   return a;
 }
+// Lanes in which bit number `bit` is set.
+KVIST_INLINE Mask16 HasBit(Int16Lanes a, int bit) {
+  Mask16 r;
+  for (int i = 0; i < 4; ++i) {
+    r.part[i] = (a.part[i] & static_cast<int32_t>(1u << bit)) != 0;
+  }
+  return r;
+}
 // 2^n for n of -126 .. 127; anything for other n.
 KVIST_INLINE Vec16 PowerOfTwo(Int16Lanes n) {
   Vec16 r;
@@ -236,6 +244,13 @@ KVIST_INLINE Vec16 LoadInt8(const int8_t* p) {
   for (int i = 0; i < 4; ++i) {
     const Int4 q = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
     r.part[i] = __builtin_convertvector(q, Float4);
+  }
+  return r;
+}
+KVIST_INLINE Int16Lanes LoadUint16(const uint16_t* p) {
+  Int16Lanes r;
+  for (int i = 0; i < 4; ++i) {
+    r.part[i] = Int4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
   }
   return r;
 }
