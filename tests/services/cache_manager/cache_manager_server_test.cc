@@ -204,7 +204,9 @@ TEST_F(CacheManagerServerTest, ANewStreamOfTheSameWorkerTakesTheOldOnesPlace) {
 }
 
 TEST_F(CacheManagerServerTest, AWorkerAtADeadOnesAddressTakesItsPlace) {
-  for (const auto& [dead, alive] : {std::pair("a", "b"), std::pair("d", "c")}) {
+  for (const auto& names : {std::pair("a", "b"), std::pair("d", "c")}) {
+    const std::string dead = names.first;
+    const std::string alive = names.second;
     auto first = std::make_unique<FakePeer>(address_, dead, 5);
     ASSERT_TRUE(first->SayHello());
     ASSERT_TRUE(WaitFor([&] { return InfoOf(*stub_, dead).connected(); }));

@@ -28,7 +28,6 @@ std::vector<int32_t> Tokens(int64_t n, int32_t salt = 0) {
 
 struct Copy {
   int32_t pool, from, to;
-  friend bool operator==(const Copy&, const Copy&) = default;
 };
 
 // Pools of the given windows, with as many blocks each.

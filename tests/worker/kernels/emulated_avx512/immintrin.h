@@ -69,6 +69,12 @@ inline __m512i SraiEpi32(__m512i v, int count) {
   const Halves halves = Split(v);
   return Join(_mm256_srai_epi32(halves.low, count), _mm256_srai_epi32(halves.high, count));
 }
+// SIMD Everywhere asks clang for a count that is a constant in the source.
+inline __m512i SrliEpi16(__m512i v, unsigned count) {
+  const Halves halves = Split(v);
+  const __m128i bits = _mm_cvtsi32_si128(static_cast<int>(count));
+  return Join(_mm256_srl_epi16(halves.low, bits), _mm256_srl_epi16(halves.high, bits));
+}
 
 // Not inlined, or the many places that use these would take minutes to compile.
 [[gnu::noinline]] inline __m512i DpBusdEpi32(__m512i sum, __m512i a, __m512i b) {
@@ -95,6 +101,7 @@ template <int kTable>
 
 #undef _mm512_dpbusd_epi32
 #undef _mm512_dpwssd_epi32
+#undef _mm512_srli_epi16
 #undef _mm512_ternarylogic_epi32
 #define _mm512_dpbusd_epi32(sum, a, b) emulated_avx512::DpBusdEpi32(sum, a, b)
 #define _mm512_dpwssd_epi32(sum, a, b) emulated_avx512::DpWssdEpi32(sum, a, b)
@@ -108,5 +115,6 @@ template <int kTable>
 #define _mm512_cvtps_ph(v, rounding) emulated_avx512::CvtPsPh<rounding>(v)
 #define _mm512_shuffle_f32x4(a, b, parts) simde_mm512_shuffle_f32x4(a, b, parts)
 #define _mm512_srai_epi32(v, count) emulated_avx512::SraiEpi32(v, count)
+#define _mm512_srli_epi16(v, count) emulated_avx512::SrliEpi16(v, count)
 
 #endif  // KVIST_TESTS_WORKER_KERNELS_EMULATED_AVX512_IMMINTRIN_H_
