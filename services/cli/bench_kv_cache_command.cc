@@ -31,7 +31,8 @@ struct KvCacheFlags {
   ModelFlags model;
   int runs = 10;
   std::vector<int64_t> new_tokens = {1, 10, 100, 300, 1000};
-  std::vector<std::string> caches = KvCacheKinds();
+  std::vector<std::string> caches = ClassicKvCacheKinds();
+  cache_manager::AttentionSpan window = KvCacheBenchOptions().window;
   double budget_seconds = 300;
   std::string output;
 };
@@ -64,6 +65,7 @@ absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
   KvCacheBenchOptions options{.caches = flags.caches,
                               .new_tokens = flags.new_tokens,
                               .runs = flags.runs,
+                              .window = flags.window,
                               .budget_seconds = flags.budget_seconds};
   options.progress = [&](std::string_view cache, int64_t new_tokens, int run) {
     std::fprintf(stderr, "%lld new tokens, %s: run %d of %d\n", static_cast<long long>(new_tokens),
@@ -119,8 +121,8 @@ nlohmann::ordered_json JsonOf(const KvCacheFlags& flags, const KvCacheResult& re
 void PrintPeople(const KvCacheFlags& flags, const KvCacheResult& result) {
   std::printf("%s; %s on %s\n", ReadMachineFacts().cpu.c_str(), result.model.c_str(),
               result.backend.c_str());
-  std::printf("prompt \"%s\" (%zu tokens), %s KV; every kind gave the same tokens\n\n", kPrompt,
-              result.prompt_tokens, flags.model.kv_formats.front().c_str());
+  std::printf("prompt \"%s\" (%zu tokens), %s KV; all exact kinds gave the same tokens\n\n",
+              kPrompt, result.prompt_tokens, flags.model.kv_formats.front().c_str());
   std::vector<std::vector<std::string>> table = {
       {"new tokens", "cache", "mean", "deviation", "KV at the end", "KV at most", "runs"}};
   std::vector<Bar> bars;
@@ -161,8 +163,13 @@ void AddBenchKvCache(CLI::App& bench, Run* run) {
   CLI::App* command = AddCommand(
       bench, "kv-cache",
       "Time and memory of a completion with each kind of KV cache: none recomputes everything for "
-      "every token, concat copies the whole cache to append to it, paged takes a block at a time.",
+      "every token, concat copies the whole cache to append to it, static takes all blocks at the "
+      "start, paged one at a time. Further kinds by --cache: offloaded writes the blocks to the "
+      "disk "
+      "at the end, sliding_window sees the last tokens only, q8 and q4 store fewer "
+      "bits; these three may give other tokens.",
       "  kvist bench kv-cache --model smollm2 --runs 2 --new 1,10,20\n"
+      "  kvist bench kv-cache --model smollm2 --runs 3 --new 900 --cache paged,offloaded,q8,q4\n"
       "  kvist bench kv-cache --model gemma3 --runs 1 --new 10 --output json\n",
       run, flags, &RunBenchKvCache);
   AddModelFlag(command, &flags->model.model);
@@ -177,6 +184,14 @@ void AddBenchKvCache(CLI::App& bench, Run* run) {
   command->add_option("--cache", flags->caches, "kinds to compare")
       ->delimiter(',')
       ->check(CLI::IsMember(KvCacheKinds()))
+      ->capture_default_str();
+  command
+      ->add_option("--window", flags->window.window_tokens,
+                   "tokens that each one sees in sliding_window, itself included")
+      ->capture_default_str();
+  command
+      ->add_option("--sinks", flags->window.sink_tokens,
+                   "first tokens that sliding_window sees from beyond the window")
       ->capture_default_str();
   command
       ->add_option("--budget-seconds", flags->budget_seconds,

@@ -1,7 +1,12 @@
 #include "services/cli/kv_cache_bench.h"
 
+#include <stdlib.h>
+
 #include <algorithm>
+#include <chrono>
+#include <filesystem>
 #include <iterator>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -9,27 +14,39 @@
 #include "absl/strings/str_cat.h"
 #include "cache_manager/block_pool.h"
 #include "common/base/clock.h"
+#include "common/base/int_math.h"
 #include "common/base/status.h"
 #include "services/cli/sequence_runner.h"
 #include "worker/engine/engine_core.h"
+#include "worker/engine/offload.h"
 #include "worker/kv/concat_cache.h"
 #include "worker/sampling/sampler.h"
 
 namespace kvist::services {
 namespace {
 
-// The kinds compared, and what the engine is asked for each; concat has no place in the engine.
+constexpr std::string_view kWindowed = "sliding_window";
+
+// The kinds compared, and what the engine is asked for each.
 struct Kind {
   std::string_view name;
-  bool in_engine;
+  bool in_engine;  // concat has no place in the engine
+  bool exact;      // gives the same tokens as all other exact ones
   worker::CacheOptions options;
 };
 constexpr Kind kKinds[] = {
-    {"none", true, {.allocation = worker::Allocation::kNone}},
-    {"concat", false, {}},
-    {"static", true, {.allocation = worker::Allocation::kStatic}},
-    {"paged", true, {.allocation = worker::Allocation::kPaged}},
+    {"none", true, true, {.allocation = worker::Allocation::kNone}},
+    {"concat", false, true, {}},
+    {"static", true, true, {.allocation = worker::Allocation::kStatic}},
+    {"paged", true, true, {.allocation = worker::Allocation::kPaged}},
+    {"offloaded", true, true, {.offload = worker::OffloadTier::kDisk}},
+    {kWindowed, true, false, {}},  // of the span that the options say
+    {"q8", true, false, {.kv_format = worker::KvFormat::kQ8}},
+    {"q4", true, false, {.kv_format = worker::KvFormat::kQ4}},
 };
+constexpr size_t kClassicKinds = 4;
+
+constexpr std::chrono::seconds kMostFlushTime{60};
 
 struct RunResult {
   absl::Status status;
@@ -98,11 +115,44 @@ class RunSink final : public worker::TokenSink {
   RunResult* const result_;
 };
 
+// A folder of its own among the temporary ones, gone with all that is in it at the end.
+class ScratchFolder {
+ public:
+  ScratchFolder() = default;
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  ~ScratchFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+
+  // REQUIRES: called once. UNAVAILABLE if there can be none.
+  absl::Status Make() {
+    std::error_code error;
+    std::string path = std::filesystem::temp_directory_path(error) / "kvist-bench-XXXXXX";
+    if (error || mkdtemp(path.data()) == nullptr) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot make the folder ", path, " for the offloaded blocks"));
+    }
+    path_ = std::move(path);
+    return absl::OkStatus();
+  }
+  const std::string& path() const { return path_; }  // empty before Make
+
+ private:
+  std::string path_;
+};
+
 // Runs single completions on one backend. Single-threaded.
 class Completer {
  public:
-  explicit Completer(std::unique_ptr<ObservedBackend> backend)
-      : backend_(backend.get()), core_({}, std::move(backend), &clock_) {}
+  // REQUIRES: clock outlives it.
+  Completer(const worker::EngineOptions& options, const cache_manager::AttentionSpan& window,
+            std::unique_ptr<ObservedBackend> backend, const Clock* clock)
+      : window_(window),
+        clock_(clock),
+        backend_(backend.get()),
+        core_(options, std::move(backend), clock) {}
 
   absl::StatusOr<RunResult> Run(const Kind& kind, const std::vector<int32_t>& prompt,
                                 int64_t new_tokens) {
@@ -133,9 +183,12 @@ class Completer {
     request.prompt_ids = prompt;
     request.stop.max_new_tokens = new_tokens;
     request.cache = kind.options;
+    if (kind.name == kWindowed && worker::MostStoredTokens(request) > window_.window_tokens) {
+      request.cache.attention = window_;
+    }
     KVIST_RETURN_IF_ERROR(worker::PrepareRequest(core_.limits(), &request));
     backend_->on_run = [&] { result->peak_bytes = std::max(result->peak_bytes, HeldBytes()); };
-    const MonotonicTime start = clock_.Now();
+    const MonotonicTime start = clock_->Now();
     core_.Add(std::move(request),
               std::make_shared<RunSink>(
                   new_tokens, [this] { return HeldBytes(); }, result),
@@ -143,7 +196,8 @@ class Completer {
     while (!core_.idle()) {
       if (!core_.Step()) return absl::InternalError("the engine has a request and nothing to run");
     }
-    result->seconds = SecondsBetween(start, clock_.Now());
+    core_.FlushOffload(kMostFlushTime);
+    result->seconds = SecondsBetween(start, clock_->Now());
     backend_->on_run = nullptr;
     return result->status;
   }
@@ -158,7 +212,7 @@ class Completer {
     worker::Batch batch;
     batch.slices.push_back({.kv_format = format});
     worker::SequenceSlice& slice = batch.slices.front();
-    const MonotonicTime start = clock_.Now();
+    const MonotonicTime start = clock_->Now();
     worker::ConcatCache cache(model.groups, format);
     slice.contiguous = &cache.kv();
     slice.tokens = prompt;
@@ -177,11 +231,12 @@ class Completer {
     }
     result->kv_bytes = cache.bytes();
     result->peak_bytes = cache.peak_bytes();
-    result->seconds = SecondsBetween(start, clock_.Now());
+    result->seconds = SecondsBetween(start, clock_->Now());
     return absl::OkStatus();
   }
 
-  const SystemClock clock_;
+  const cache_manager::AttentionSpan window_;
+  const Clock* const clock_;
   ObservedBackend* const backend_;  // the core's
   worker::EngineCore core_;
   int64_t runs_ = 0;
@@ -203,8 +258,18 @@ absl::Status CheckSameIds(const std::vector<int32_t>& expected, const std::vecto
   if (ids == expected) return absl::OkStatus();
   const auto [a, b] = std::mismatch(expected.begin(), expected.end(), ids.begin(), ids.end());
   return absl::InternalError(absl::StrCat("the cache kind ", ToAbsl(kind),
-                                          " generates other tokens than the first one, from token ",
+                                          " generates other tokens than before, from token ",
                                           a - expected.begin(), " on"));
+}
+
+// A store with room for two completions in each pool.
+absl::StatusOr<std::shared_ptr<worker::DiskStore>> OpenStore(const std::string& folder,
+                                                             const Clock* clock,
+                                                             const worker::Backend& backend) {
+  int64_t bytes = 1 << 20;  // the files' heads
+  for (const worker::PoolSpec& pool : backend.pools())
+    bytes += 2 * pool.num_blocks * RoundUp<int64_t>(pool.block_bytes, 1 << 12);
+  return worker::OpenDiskStore({.directory = folder, .bytes = bytes, .clock = clock}, backend);
 }
 
 }  // namespace
@@ -215,17 +280,42 @@ std::vector<std::string> KvCacheKinds() {
   return names;
 }
 
+std::vector<std::string> ClassicKvCacheKinds() {
+  std::vector<std::string> names = KvCacheKinds();
+  names.resize(kClassicKinds);
+  return names;
+}
+
 void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendOptions* backend) {
   const int64_t tokens = static_cast<int64_t>(options.prompt_ids.size()) +
                          *std::max_element(options.new_tokens.begin(), options.new_tokens.end());
   // Pools twice as large as one sequence: reservations may take half of a pool.
   SizeFor({.sequences = 2, .tokens_each = tokens}, backend);
+  for (const Kind& kind : kKinds) {
+    if (!kind.options.kv_format.has_value()) continue;
+    const auto asked = std::find(options.caches.begin(), options.caches.end(), kind.name);
+    std::vector<worker::KvFormat>& formats = backend->kv_formats;
+    const auto known = std::find(formats.begin(), formats.end(), *kind.options.kv_format);
+    if (asked != options.caches.end() && known == formats.end())
+      formats.push_back(*kind.options.kv_format);
+  }
 }
 
 absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
                                                          const KvCacheBenchOptions& options) {
   KVIST_ASSIGN_OR_RETURN(const std::vector<const Kind*> kinds, FindKinds(options.caches));
-  Completer completer(std::make_unique<ObservedBackend>(std::move(backend)));
+  const SystemClock clock;
+  ScratchFolder folder;
+  worker::EngineOptions engine;
+  const bool offloads = std::any_of(kinds.begin(), kinds.end(), [](const Kind* kind) {
+    return kind->options.offload != worker::OffloadTier::kOff;
+  });
+  if (offloads) {
+    KVIST_RETURN_IF_ERROR(folder.Make());
+    KVIST_ASSIGN_OR_RETURN(engine.disk, OpenStore(folder.path(), &clock, *backend));
+  }
+  Completer completer(engine, options.window, std::make_unique<ObservedBackend>(std::move(backend)),
+                      &clock);
   // Not counted: it warms caches and clocks up.
   const int64_t fewest = *std::min_element(options.new_tokens.begin(), options.new_tokens.end());
   KVIST_RETURN_IF_ERROR(completer.Run(*kinds.back(), options.prompt_ids, fewest).status());
@@ -235,7 +325,7 @@ absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker:
     for (const std::string& name : options.caches) {
       cells.push_back({.cache = name, .new_tokens = new_tokens});
     }
-    std::vector<int32_t> expected;
+    std::map<std::string_view, std::vector<int32_t>> expected;  // "": of all exact kinds
     for (int run = 0; run < options.runs; ++run) {
       for (size_t k = 0; k < kinds.size(); ++k) {
         KvCacheCell& cell = cells[first + k];
@@ -243,8 +333,9 @@ absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker:
         if (options.progress) options.progress(cell.cache, new_tokens, run);
         KVIST_ASSIGN_OR_RETURN(RunResult result,
                                completer.Run(*kinds[k], options.prompt_ids, new_tokens));
-        if (expected.empty()) expected = result.ids;
-        KVIST_RETURN_IF_ERROR(CheckSameIds(expected, result.ids, cell.cache));
+        std::vector<int32_t>& ids = expected[kinds[k]->exact ? "" : kinds[k]->name];
+        if (ids.empty()) ids = result.ids;
+        KVIST_RETURN_IF_ERROR(CheckSameIds(ids, result.ids, cell.cache));
         cell.seconds.push_back(result.seconds);
         cell.kv_bytes = std::max(cell.kv_bytes, result.kv_bytes);
         cell.peak_bytes = std::max(cell.peak_bytes, result.peak_bytes);

@@ -10,19 +10,24 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cache_manager/attention_span.h"
 #include "worker/backend/backend.h"
 #include "worker/backend/cpu_backend.h"
 
 namespace kvist::services {
 
-// The names of all kinds, in the table's order: "none", "concat", "paged".
+// The names of all kinds.
 std::vector<std::string> KvCacheKinds();
+// The classic comparison: "none", "concat", "static", "paged". All of them give the same tokens.
+std::vector<std::string> ClassicKvCacheKinds();
 
 struct KvCacheBenchOptions {
   std::vector<int32_t> prompt_ids;
-  std::vector<std::string> caches = KvCacheKinds();
+  std::vector<std::string> caches = ClassicKvCacheKinds();
   std::vector<int64_t> new_tokens;  // a group of cells each
   int runs = 10;                    // of each cell
+  // What "sliding_window" sees; all, where a completion is no longer.
+  cache_manager::AttentionSpan window = {.window_tokens = 256, .sink_tokens = 4};
   // A cell whose first run takes longer has no second one.
   double budget_seconds = 300;
   // Called before each run.
@@ -33,7 +38,8 @@ struct KvCacheBenchOptions {
 struct KvCacheCell {
   std::string cache;
   int64_t new_tokens = 0;
-  std::vector<double> seconds;  // of each run: the prompt and all new tokens
+  std::vector<double> seconds;  // of each run: the prompt and all new tokens; "offloaded": until
+                                // the blocks are on the disk
   // Of KV, after the last token: what a next token would find. Of `none`: 0.
   int64_t kv_bytes = 0;
   // The most bytes of KV at once: scratch of `none`, the copy that `concat` grows by.
@@ -45,9 +51,11 @@ void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendO
 
 // Runs every cell: the kinds take turns, so that they see the same neighbours on the machine. The
 // cells of one number of new tokens come one after the other, in the order of the table's kinds.
-// Greedy, stops ignored; KV in the backend's first format. INTERNAL if two kinds or two runs
-// generate different tokens; INVALID_ARGUMENT for an unknown kind; errors of the backend. REQUIRES:
-// the backend was sized for `options`; prompt, kinds and numbers not empty, runs >= 1.
+// Greedy, stops ignored; KV in the backend's first format, but for "q8" and "q4". "offloaded"
+// writes into a folder of its own among the temporary ones. INTERNAL if two kinds that promise the
+// same tokens (all but "sliding_window", "q8" and "q4"), or two runs of one kind, generate
+// different ones; INVALID_ARGUMENT for an unknown kind; errors of the backend and of the disk tier.
+// REQUIRES: the backend was sized for `options`; prompt, kinds and numbers not empty, runs >= 1.
 absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
                                                          const KvCacheBenchOptions& options);
 

@@ -69,7 +69,8 @@ void ModelDirectory::Loop() {
     FetchModels();
     ForgetAndTell();
     MutexLock lock(mutex_);
-    const auto next = std::chrono::steady_clock::now() + options_.poll_interval;
+    const auto next = std::chrono::steady_clock::now() +
+                      (was_ready_ ? options_.poll_interval : options_.unready_poll_interval);
     while (!stop_ && wake_.WaitUntil(mutex_, next)) {
     }
     if (stop_) return;

@@ -45,6 +45,8 @@ struct KnownWorker {
 struct ModelDirectoryOptions {
   std::vector<std::string> worker_addresses;
   std::chrono::milliseconds poll_interval{500};
+  // While no worker is there that can serve: a starting one is found soon.
+  std::chrono::milliseconds unready_poll_interval{50};
   // A worker that no answer has named for so long is forgotten. Covers a manager's restart: workers
   // reconnect within 1 s.
   std::chrono::milliseconds forget_after{15'000};

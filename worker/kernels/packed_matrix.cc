@@ -1,5 +1,6 @@
 #include "worker/kernels/packed_matrix.h"
 
+#include <array>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -18,27 +19,36 @@ using gguf::TensorType;
 
 constexpr int64_t kAlignment = 64;
 
-void OrByte(std::byte* p, int bits) { *p |= static_cast<std::byte>(bits); }
+// The low four bits of each of four bytes.
+constexpr uint32_t kNibbles = 0x0F0F0F0F;
 
-// Sets the bits of one stored integer in a zeroed packed block.
-void PackInteger(TensorType type, const PackedLayout& layout, int row, int col, uint8_t value,
-                 std::byte* block) {
-  const int step = col / 32;
-  const int c = col % 32;
-  const int word = c / 4;
-  const int byte = c % 4;
+// Four neighbouring integers of one row: the unit in which a panel interleaves its rows.
+using Word = uint32_t;
+
+// Lays the 32 integers of a step, eight words, into their row of a packed block.
+void PackStep(TensorType type, const PackedLayout& layout, int row, int step,
+              const uint8_t* integers, std::byte* block) {
+  constexpr int kWords = 8;
+  std::array<Word, kWords> word;
+  std::memcpy(word.data(), integers, sizeof(word));
+  const auto put = [row](std::byte* words, int i, Word value) {
+    std::memcpy(words + (i * kPanelRows + row) * sizeof(Word), &value, sizeof(Word));
+  };
   std::byte* q = block + layout.q + step * layout.q_stride;
   if (type == TensorType::kQ8_0) {
-    q[word * 64 + row * 4 + byte] = static_cast<std::byte>(value);
+    for (int i = 0; i < kWords; ++i) put(q, i, word[i]);
     return;
   }
-  OrByte(q + (word % 4) * 64 + row * 4 + byte, word < 4 ? value & 15 : (value & 15) << 4);
+  for (int i = 0; i < 4; ++i) put(q, i, (word[i] & kNibbles) | (word[i + 4] & kNibbles) << 4);
   if (layout.high < 0) return;
+  const int bits = type == TensorType::kQ6_K ? 2 : 1;
+  const int words_in_one = 8 / bits;
   std::byte* high = block + layout.high + step * layout.high_stride;
-  if (type == TensorType::kQ6_K) {
-    OrByte(high + (word / 4) * 64 + row * 4 + byte, (value >> 4) << (2 * (word % 4)));
-  } else {
-    OrByte(high + row * 4 + byte, (value >> 4) << word);
+  for (int i = 0; i < kWords / words_in_one; ++i) {
+    Word value = 0;
+    for (int k = 0; k < words_in_one; ++k)
+      value |= (word[i * words_in_one + k] >> 4 & kNibbles) << (bits * k);
+    put(high, i, value);
   }
 }
 
@@ -63,7 +73,8 @@ void PackQuantizedRow(TensorType type, int64_t cols, int row, const std::byte* s
     std::byte* out = panel + b * layout.bytes;
     DecodeBlock(type, source + b * source_bytes, block);
     PackScales(type, layout, row, block, out);
-    for (int c = 0; c < layout.cols; ++c) PackInteger(type, layout, row, c, block.q[c], out);
+    for (int step = 0; step < layout.cols / 32; ++step)
+      PackStep(type, layout, row, step, block.q.data() + 32 * step, out);
   }
 }
 

@@ -54,6 +54,37 @@ TEST(KvCacheBenchTest, EveryKindHoldsTheBytesOfItsDefinition) {
   for (const auto& [name, cell] : *cells) EXPECT_EQ(cell.seconds.size(), 2u) << name;
 }
 
+TEST(KvCacheBenchTest, AWindowHoldsItsBlocksAndOffloadingAllOfThem) {
+  const KvCacheBenchOptions options{.prompt_ids = {1, 2, 3},
+                                    .caches = {"paged", "offloaded", "sliding_window"},
+                                    .new_tokens = {200},
+                                    .runs = 2,
+                                    .window = {.window_tokens = 64, .sink_tokens = 4}};
+  const auto cells = CellsByCache("llama_a.Q4_1", options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  const int64_t paged = cells->at("paged").kv_bytes;
+  EXPECT_EQ(cells->at("offloaded").kv_bytes, paged);
+  // Of 13 blocks of 16 tokens: one with sinks, and five that a window of 64 reaches into.
+  EXPECT_EQ(cells->at("sliding_window").kv_bytes, paged / 13 * 6);
+}
+
+TEST(KvCacheBenchTest, FewerBitsHoldLess) {
+  const KvCacheBenchOptions options{
+      .prompt_ids = {1, 2, 3}, .caches = {"paged", "q8", "q4"}, .new_tokens = {40}, .runs = 2};
+  const auto cells = CellsByCache("gemma3_a.Q4_0", options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  EXPECT_LT(cells->at("q8").kv_bytes, cells->at("paged").kv_bytes);
+  EXPECT_LT(cells->at("q4").kv_bytes, cells->at("q8").kv_bytes);
+}
+
+TEST(KvCacheBenchTest, AWindowOverAllOfAShortCompletionIsNone) {
+  const KvCacheBenchOptions options{
+      .prompt_ids = {1, 2, 3}, .caches = {"sliding_window", "paged"}, .new_tokens = {2}, .runs = 1};
+  const auto cells = CellsByCache("llama_a.Q4_1", options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  EXPECT_EQ(cells->at("sliding_window").kv_bytes, cells->at("paged").kv_bytes);
+}
+
 TEST(KvCacheBenchTest, WindowedLayersOfTheNaiveCacheKeepEverything) {
   const KvCacheBenchOptions options{.prompt_ids = {1, 2, 3}, .new_tokens = {90}, .runs = 1};
   const auto cells = CellsByCache("gemma3_a.Q4_0", options);
