@@ -60,6 +60,8 @@ constexpr FieldOfFlag kFieldsOfFlags[] = {
     {"weights", "--weights"},
     // GenerateRequest
     {"cache.allocation", "--cache"},
+    {"cache.attention.sink_tokens", "--sinks"},
+    {"cache.attention.window_tokens", "--window"},
     {"cache.kv_format", "--kv-format"},
     {"cache.offload", "--offload"},
     {"model", "--model-name"},

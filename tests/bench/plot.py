@@ -2,7 +2,7 @@
 """Draws a chart for each result in a folder: plot.py RESULTS. Needs matplotlib (peers/charts.sh).
 
 Ratios over the peer as bars with their spread and the goal; K1 as seconds over new tokens, K4 as
-tokens per second over the sequences."""
+tokens per second over the sequences, K8 as the share of its speed that each side keeps."""
 import json
 import pathlib
 import re
@@ -91,7 +91,32 @@ def batch_chart(result, path):
                       color=color)
         axes.set(title=model, xlabel="sequences", ylabel="tokens per second, all together")
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
         axes.legend(fontsize=8)
+    finish(figure, result, path)
+
+
+def kept_chart(result, path):
+    """K8: the share of its speed that each side keeps, and what it would if it lost no more than
+    its share of the cores."""
+    kept = ", share kept"
+    rows = [row for row in result["rows"] if row["work"].endswith(kept)]
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.5 * len(rows)))
+    for side, name, color, shift in (("ours", "Kvist", OURS, -0.2),
+                                     ("theirs", "llama.cpp", THEIRS, 0.2)):
+        measured = [(place, row[side]) for place, row in enumerate(rows) if row[side]]
+        middles = [statistics.median(values) for _, values in measured]
+        spread = [[middle - min(values) for middle, (_, values) in zip(middles, measured)],
+                  [max(values) - middle for middle, (_, values) in zip(middles, measured)]]
+        axes.barh([place + shift for place, _ in measured], middles, height=0.4, color=color,
+                  label=name, xerr=spread, capsize=2)
+    axes.axvline(rows[0]["goal_ours"], color=GOAL, label="its share of the cores")
+    axes.set_yticks(range(len(rows)),
+                    [f"{row['model']}: {row['work'].removesuffix(kept)}" for row in rows],
+                    fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of its speed alone")
+    axes.legend(fontsize=8, loc="lower right")
     finish(figure, result, path)
 
 
@@ -104,6 +129,8 @@ def main():
             cache_chart(result, path)
         elif result["id"] == "K4" and result["rows"]:
             batch_chart(result, path)
+        elif result["id"] == "K8" and result["rows"]:
+            kept_chart(result, path)
         elif not ratio_chart(result, path):
             print(f"{source.name}: no row has a peer, no chart", file=sys.stderr)
             continue

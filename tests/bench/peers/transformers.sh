@@ -15,4 +15,4 @@ case ${1:-} in
   --help | -h) print_head_comment; exit 0 ;;
   *) usage_error "unknown argument: $1" ;;
 esac
-make_venv transformers torch==2.15.0 transformers==5.23.0 gguf==0.19.0
+make_venv transformers torch==2.15.0 transformers==5.23.0 gguf==0.19.0 accelerate==1.15.0
