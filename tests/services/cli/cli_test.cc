@@ -98,10 +98,10 @@ TEST_F(CliTest, CacheFlagsThatContradictEachOtherAreNamed) {
     EXPECT_NE(result.errors.find(why), std::string::npos) << result.errors;
   };
   refused({"--cache", "quantized"}, "these are: f16");
-  refused({"--cache", "sliding_window", "--window", "0"}, "window_tokens");
-  refused({"--window", "15"}, "window_tokens");
-  refused({"--window", "100000"}, "window_tokens");
-  refused({"--sinks", "4"}, "sink_tokens");
+  refused({"--cache", "sliding_window", "--window", "0"}, "error: --window: ");
+  refused({"--window", "15"}, "error: --window: ");
+  refused({"--window", "100000"}, "error: --window: ");
+  refused({"--sinks", "4"}, "error: --sinks: ");
   EXPECT_EQ(Kvist({"generate", "The", "--cache", "elastic"}).exit_code, 2);
 }
 
