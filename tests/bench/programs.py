@@ -122,14 +122,19 @@ class LineProgram:
     """A program that answers each line of JSON with one: the peer transformers."""
 
     def __init__(self, command):
+        self._errors = tempfile.TemporaryFile("w+")
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=subprocess.DEVNULL, text=True, bufsize=1)
+                                       stderr=self._errors, text=True, bufsize=1)
         self.ready = self._read()
 
     def _read(self):
         line = self._child.stdout.readline()
         if not line:
-            raise RuntimeError("the program ended without an answer")
+            self._errors.seek(0)
+            said = self._errors.read().split("\n")
+            last = next((line for line in reversed(said) if line.strip()), "nothing")
+            self.close()
+            raise RuntimeError(f"the program ended without an answer; its last words: {last}")
         return json.loads(line)
 
     def ask(self, request):
@@ -142,3 +147,4 @@ class LineProgram:
         self._child.terminate()
         self._child.wait()
         self._child.stdout.close()
+        self._errors.close()

@@ -233,6 +233,10 @@ class WorksTest(unittest.TestCase):
         self.assertIn("ended with 3", self.result("K2")["errors"][0])
         self.assertEqual(self.result("K2")["rows"][0]["theirs"], [])
 
+    def test_the_last_words_of_a_peer_that_ends_are_told(self):
+        with self.assertRaisesRegex(RuntimeError, "ValueError: it needs more"):
+            programs.LineProgram([sys.executable, "-c", "raise ValueError('it needs more')"])
+
     def test_unknown_works_are_refused(self):
         with self.assertRaises(SystemExit), open(os.devnull, "w", encoding="utf-8") as nothing:
             stderr, sys.stderr = sys.stderr, nothing

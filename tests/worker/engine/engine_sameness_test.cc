@@ -349,6 +349,7 @@ TEST_P(EngineSamenessTest, SwappedRequestsGiveTheSame) {
     EXPECT_TRUE(AnswerOf(*sinks[i]).SameTokensAndBits(RunCold({}, requests[i]))) << i;
   }
   EXPECT_GT(core->stats().preemptions, 0u);
+  core->FlushOffload(std::chrono::seconds(60));
   EXPECT_GT(core->stats().offload.written_blocks, 0u);
 }
 
