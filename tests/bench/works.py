@@ -322,7 +322,7 @@ def k1(setting):
                 rows += _k1_rows(model, new_tokens, cells.cells)
                 all_cells += cells.cells.values()
     return {"title": f'the classic comparison of caches, prompt "{PROMPT}"', "rows": rows,
-            "cells": list(all_cells), "errors": errors, "flags": flags}
+            "rounds": setting.runs, "cells": list(all_cells), "errors": errors, "flags": flags}
 
 
 # --- K5 to K7
