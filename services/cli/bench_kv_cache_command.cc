@@ -58,6 +58,15 @@ double DeviationOf(const std::vector<double>& values) {
   return std::sqrt(squares / static_cast<double>(values.size() - 1));
 }
 
+// Of the window, where a kind to compare has one.
+absl::Status CheckWindow(const KvCacheFlags& flags, int64_t context_tokens) {
+  const auto& caches = flags.caches;
+  if (std::find(caches.begin(), caches.end(), "sliding_window") == caches.end())
+    return absl::OkStatus();
+  if (flags.window.window_tokens == 0) return InvalidField("--window", "must not be 0");
+  return cache_manager::ValidateAttention(flags.window, context_tokens);
+}
+
 absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
   if (flags.new_tokens.empty() || flags.new_tokens.size() > kMostCounts) {
     return InvalidField("--new", absl::StrCat("takes 1 to ", kMostCounts, " numbers"));
@@ -82,6 +91,7 @@ absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
     return InvalidField("--new", absl::StrCat("behind the prompt the model's context has ",
                                               most_new, " tokens left"));
   }
+  KVIST_RETURN_IF_ERROR(CheckWindow(flags, config.context_tokens));
   KVIST_ASSIGN_OR_RETURN(worker::CpuBackendOptions backend_options, BackendOptions(flags.model));
   KVIST_ASSIGN_OR_RETURN(const worker::KernelTable* kernels,
                          worker::SelectKernels(flags.model.kernels));

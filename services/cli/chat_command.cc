@@ -119,7 +119,7 @@ class Chat {
        std::atomic<ChatPhase>* phase)
       : flags_(flags), client_(client), cancellation_(cancellation), phase_(phase) {}
 
-  // Takes the session named, or a new one.
+  // Takes the session named, or a new one with the cache asked for.
   absl::Status Open() {
     if (!flags_.session.empty()) {
       v1::GetSessionRequest get;
@@ -134,6 +134,7 @@ class Chat {
     }
     v1::CreateSessionRequest create;
     create.set_id(flags_.session);
+    KVIST_ASSIGN_OR_RETURN(*create.mutable_cache(), CacheParamsOf(flags_.generation.cache));
     KVIST_ASSIGN_OR_RETURN(const v1::Session created, client_->CreateSession(create));
     session_ = created.id();
     return absl::OkStatus();

@@ -103,6 +103,22 @@ TEST_F(ChatTest, PipeIsAConversationWhoseSecondTurnIsCached) {
   EXPECT_EQ(session["tokens"], turns[1].prompt + 40);
 }
 
+TEST_F(ChatTest, CacheAskedForIsTheSessions) {
+  const CliResult result =
+      server_->Kvist({"chat", "--session", "narrow", "--window", "32", "--sinks", "2",
+                      "--max-new-tokens", "40", "--ignore-eos"},
+                     "My name is Ida.\n");
+  EXPECT_EQ(result.exit_code, 0) << result.errors;
+  const json session = server_->Json({"sessions", "narrow"});
+  EXPECT_EQ(session["cache"]["window_tokens"], 32);
+  EXPECT_EQ(session["cache"]["sink_tokens"], 2);
+  // Exporting looks for the blocks of the session's own cache.
+  const std::string file = (server_->folder() / "narrow.kvist").string();
+  const CliResult exported = server_->Kvist({"sessions", "export", "narrow", file});
+  EXPECT_EQ(exported.exit_code, 0) << exported.errors;
+  EXPECT_EQ(exported.errors.find("no worker has blocks"), std::string::npos) << exported.errors;
+}
+
 TEST_F(ChatTest, SystemMessageIsSaidOnceAndResetForgets) {
   const auto tokens = [](const std::string& input, const std::vector<std::string>& flags) {
     std::vector<std::string> command = {"chat", "--max-new-tokens", "4", "--ignore-eos"};
