@@ -21,6 +21,7 @@ class Terminal {
  public:
   static constexpr char kCtrlC = '\x03';
   static constexpr char kCtrlD = '\x04';
+  static constexpr char kCtrlU = '\x15';
 
   // `environment`: NAME=VALUE put before this process's.
   Terminal(std::vector<std::string> command, const std::vector<std::string>& environment) {

@@ -169,10 +169,11 @@ TEST_F(ChatTest, CtrlCAtThePromptSaysHowToLeave) {
   ASSERT_TRUE(chat->WaitFor("> ", kPatienceSeconds)) << chat->output();
   chat->Type(std::string(1, Terminal::kCtrlC));
   EXPECT_TRUE(chat->WaitFor("/exit or Ctrl-D leaves", kPatienceSeconds)) << chat->output();
-  // Typed between the prompt and the editor's taking of the terminal, a Ctrl-D is lost.
+  // Typed between the prompt and the editor's taking of the terminal, a Ctrl-D is a character of
+  // the line, which Ctrl-U takes away again.
   int exit_code = -1;
   for (int tries = 0; tries < kPatienceSeconds && exit_code == -1; ++tries) {
-    chat->Type(std::string(1, Terminal::kCtrlD));
+    chat->Type(std::string{Terminal::kCtrlU, Terminal::kCtrlD});
     exit_code = chat->WaitForExit(1);
   }
   EXPECT_EQ(exit_code, 0) << chat->output();
