@@ -16,6 +16,7 @@
 #include "services/cli/kv_cache_bench.h"
 #include "services/cli/machine_facts.h"
 #include "services/cli/model_flags.h"
+#include "services/runtime/cache_params.h"
 #include "worker/kernels/kernel_table.h"
 #include "worker/model/registry.h"
 
@@ -58,13 +59,16 @@ double DeviationOf(const std::vector<double>& values) {
   return std::sqrt(squares / static_cast<double>(values.size() - 1));
 }
 
-// Of the window, where a kind to compare has one.
+// As of a request with such a window, where a kind to compare has one.
 absl::Status CheckWindow(const KvCacheFlags& flags, int64_t context_tokens) {
   const auto& caches = flags.caches;
-  if (std::find(caches.begin(), caches.end(), "sliding_window") == caches.end())
+  if (std::find(caches.begin(), caches.end(), kWindowedKvCache) == caches.end())
     return absl::OkStatus();
-  if (flags.window.window_tokens == 0) return InvalidField("--window", "must not be 0");
-  return cache_manager::ValidateAttention(flags.window, context_tokens);
+  KVIST_ASSIGN_OR_RETURN(const v1::CacheParams asked,
+                         CacheParamsOf({.preset = std::string(kWindowedKvCache),
+                                        .window_tokens = flags.window.window_tokens,
+                                        .sink_tokens = flags.window.sink_tokens}));
+  return ValidateCacheParams(asked, context_tokens);
 }
 
 absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {

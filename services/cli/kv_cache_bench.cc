@@ -25,8 +25,6 @@
 namespace kvist::services {
 namespace {
 
-constexpr std::string_view kWindowed = "sliding_window";
-
 // The kinds compared, and what the engine is asked for each.
 struct Kind {
   std::string_view name;
@@ -40,7 +38,7 @@ constexpr Kind kKinds[] = {
     {"static", true, true, {.allocation = worker::Allocation::kStatic}},
     {"paged", true, true, {.allocation = worker::Allocation::kPaged}},
     {"offloaded", true, true, {.offload = worker::OffloadTier::kDisk}},
-    {kWindowed, true, false, {}},  // of the span that the options say
+    {kWindowedKvCache, true, false, {}},  // of the span that the options say
     {"q8", true, false, {.kv_format = worker::KvFormat::kQ8}},
     {"q4", true, false, {.kv_format = worker::KvFormat::kQ4}},
 };
@@ -183,7 +181,8 @@ class Completer {
     request.prompt_ids = prompt;
     request.stop.max_new_tokens = new_tokens;
     request.cache = kind.options;
-    if (kind.name == kWindowed && worker::MostStoredTokens(request) > window_.window_tokens) {
+    if (kind.name == kWindowedKvCache &&
+        worker::MostStoredTokens(request) > window_.window_tokens) {
       request.cache.attention = window_;
     }
     KVIST_RETURN_IF_ERROR(worker::PrepareRequest(core_.limits(), &request));

@@ -16,6 +16,9 @@
 
 namespace kvist::services {
 
+// The kind with a window, named as its preset.
+inline constexpr std::string_view kWindowedKvCache = "sliding_window";
+
 // The names of all kinds.
 std::vector<std::string> KvCacheKinds();
 // The classic comparison: "none", "concat", "static", "paged". All of them give the same tokens.
