@@ -211,6 +211,16 @@ bool SessionTable::Fork(const SessionId& from, const SessionId& to) {
   return true;
 }
 
+void SessionTable::Cut(const SessionId& session, uint32_t blocks) {
+  const Record* const record = state_->Find(session);
+  if (record == nullptr || record->facts.phase == SessionPhase::kActive) return;
+  const TenantId tenant = record->facts.tenant;
+  for (size_t pool = 0; pool < state_->num_pools; ++pool) {
+    const PoolIndex index = static_cast<PoolIndex>(pool);
+    if (Chain(session, index).size() > blocks) SetChain(session, tenant, index, blocks, {});
+  }
+}
+
 void SessionTable::SetPhase(const SessionId& session, SessionPhase phase) {
   Record* const record = state_->Find(session);
   if (record == nullptr || record->facts.phase == phase) return;

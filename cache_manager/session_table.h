@@ -48,6 +48,9 @@ class SessionTable {
   // `to` becomes an idle session that holds the chains of `from`. False, and nothing happens, if
   // `from` is unknown, `to` is known or there is no room.
   bool Fork(const SessionId& from, const SessionId& to);
+  // The chain of `session` in every pool keeps at most its first `blocks`. Nothing happens to one
+  // that is unknown, or active: its running sequences say themselves what it holds.
+  void Cut(const SessionId& session, uint32_t blocks);
   // Emits only on change. The session must exist, else nothing happens.
   void SetPhase(const SessionId& session, SessionPhase phase);
   // Forgets the session. The blocks stay in their pools. Nothing happens if it is unknown.

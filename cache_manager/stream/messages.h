@@ -4,6 +4,7 @@
 #define KVIST_CACHE_MANAGER_STREAM_MESSAGES_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -77,7 +78,8 @@ struct DigestRequest {};
 // Evicts what is unreferenced of exactly one of: keys in `pool`, a session's chains in every pool
 // (blocks that another session holds stay), or up to `blocks` of `pool` in the policy's order.
 // Idempotent by request id. `release`, with a session: it was deleted, so it is forgotten as well,
-// and the cause is closed.
+// and the cause is closed. `keep_tokens`, with a session: its history was cut to so many first
+// tokens, so that only blocks beyond them go, and it holds these no more; not with `release`.
 struct EvictCommand {
   Incarnation incarnation;  // the worker's life that is meant
   uint64_t intent_version = 0;
@@ -86,6 +88,7 @@ struct EvictCommand {
   std::vector<BlockKey> keys;
   SessionId session;
   bool release = false;
+  std::optional<uint64_t> keep_tokens;
   uint32_t blocks = 0;
 };
 // A session was forked: the new one holds what the old one does here, unless it holds something

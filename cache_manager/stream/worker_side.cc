@@ -141,12 +141,13 @@ CommandOutcome WorkerSide::Evict(const EvictCommand& command) {
 // tail of a session without a full block, whose root is not known here.
 void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outcome) {
   const EvictionCause cause = command.release ? EvictionCause::kClosed : EvictionCause::kCommand;
+  const uint32_t kept = KeptBlocks(command);
   for (size_t i = 0; i < sources_.pools.size(); ++i) {
     BlockPool& pool = *sources_.pools[i];
     const PoolIndex index = static_cast<PoolIndex>(i);
     const auto chain = sources_.sessions->Chain(command.session, index);
     const size_t shared = sources_.sessions->SharedBlocks(command.session, index);
-    for (size_t k = chain.size(); k-- > 0;) {
+    for (size_t k = chain.size(); k-- > kept;) {
       const bool own = k >= shared;
       if (own) pool.EvictPartials(chain[k], cause);
       if (own) EvictFromTiers(index, chain[k], cause);
@@ -158,6 +159,14 @@ void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outco
     }
   }
   if (command.release) sources_.sessions->Release(command.session);
+  if (command.keep_tokens.has_value()) sources_.sessions->Cut(command.session, kept);
+}
+
+// Full blocks within the first tokens that the session keeps.
+uint32_t WorkerSide::KeptBlocks(const EvictCommand& command) const {
+  const uint64_t block_tokens = static_cast<uint64_t>(info_.pools.front().block_tokens);
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(command.keep_tokens.value_or(0) / block_tokens, kMaxChainBlocks));
 }
 
 void WorkerSide::EvictFromTiers(PoolIndex pool, const BlockKey& key, EvictionCause cause) {

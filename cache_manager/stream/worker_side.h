@@ -58,6 +58,7 @@ class WorkerSide {
   CommandOutcome Execute(const ForkCommand& command);
   CommandOutcome Evict(const EvictCommand& command);
   void EvictSession(const EvictCommand& command, CommandOutcome& outcome);
+  uint32_t KeptBlocks(const EvictCommand& command) const;
   void EvictFromTiers(PoolIndex pool, const BlockKey& key, EvictionCause cause);
   void Remember(const CommandOutcome& outcome);
   SnapshotChunk NextChunk();

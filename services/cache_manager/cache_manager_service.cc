@@ -29,6 +29,10 @@ absl::StatusOr<int32_t> PageSize(int32_t asked, int32_t otherwise) {
   return asked == 0 ? otherwise : asked;
 }
 
+std::chrono::steady_clock::time_point Soon() {
+  return std::chrono::steady_clock::now() + kSettlePatience;
+}
+
 }  // namespace
 
 grpc::ServerBidiReactor<v1::WorkerMessage, v1::ManagerMessage>* CacheManagerService::WorkerStream(
@@ -171,13 +175,19 @@ grpc::Status SessionsService::List(grpc::ServerContext* context,
 
 grpc::Status SessionsService::Reset(grpc::ServerContext* context,
                                     const v1::ResetSessionRequest* request, v1::Session* response) {
-  return Answer(book_->Reset(*request), context, response);
+  auto cut = book_->Reset(*request);
+  if (cut.ok()) cluster_->CutSession(SessionId(request->id()), 0, Soon());
+  return Answer(std::move(cut), context, response);
 }
 
 grpc::Status SessionsService::Truncate(grpc::ServerContext* context,
                                        const v1::TruncateSessionRequest* request,
                                        v1::Session* response) {
-  return Answer(book_->Truncate(*request), context, response);
+  auto cut = book_->Truncate(*request);
+  // The first tokens keep their positions and so their blocks; the last ones get others.
+  const auto kept = static_cast<uint64_t>(request->keep_first_tokens());
+  if (cut.ok()) cluster_->CutSession(SessionId(request->id()), kept, Soon());
+  return Answer(std::move(cut), context, response);
 }
 
 grpc::Status SessionsService::Fork(grpc::ServerContext* context,
@@ -187,8 +197,7 @@ grpc::Status SessionsService::Fork(grpc::ServerContext* context,
     const SessionId id(forked->id());
     // As in Create.
     if (!request->new_id().empty()) cluster_->ReleaseSession(id);
-    cluster_->ForkSession(SessionId(request->id()), id,
-                          std::chrono::steady_clock::now() + kForkPatience);
+    cluster_->ForkSession(SessionId(request->id()), id, Soon());
   }
   return Answer(std::move(forked), context, response);
 }

@@ -79,6 +79,11 @@ class Cluster {
   // session with its next turn.
   void ForkSession(const SessionId& session, const SessionId& new_session,
                    std::chrono::steady_clock::time_point deadline);
+  // Tells every connected worker that the session's history was cut to its first `keep_tokens` (0:
+  // nothing of it is left), and waits until the mirrors show it or `deadline`. What a worker that
+  // is not there holds goes when the session's next turn ends there, or with the room.
+  void CutSession(const SessionId& session, uint64_t keep_tokens,
+                  std::chrono::steady_clock::time_point deadline);
   // Tells every connected worker that the session was deleted. Waits for nothing.
   void ReleaseSession(const SessionId& session);
   // The same to one worker. Errors as ManagerSide::Send.
@@ -121,6 +126,12 @@ class Cluster {
                                                          const v1::ListBlocksRequest& request) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<WorkerId> ConnectedWorkers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // To every connected worker, and waits for the outcomes until `deadline`; what they say is
+  // dropped.
+  template <typename Command>
+  void SendToAll(const Command& command, const RequestId& request,
+                 std::chrono::steady_clock::time_point deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Until all have come or `deadline`.
   void WaitForOutcomes(const std::vector<OutcomeKey>& sent,
                        std::chrono::steady_clock::time_point deadline)

@@ -115,10 +115,24 @@ void Cluster::ForkSession(const SessionId& session, const SessionId& new_session
   const cm::ForkCommand command{
       .request = RequestId(DrawId("fork-")), .session = session, .new_session = new_session};
   MutexLock lock(mutex_);
+  SendToAll(command, command.request, deadline);
+}
+
+void Cluster::CutSession(const SessionId& session, uint64_t keep_tokens,
+                         std::chrono::steady_clock::time_point deadline) {
+  const cm::EvictCommand command{
+      .request = RequestId(DrawId("cut-")), .session = session, .keep_tokens = keep_tokens};
+  MutexLock lock(mutex_);
+  SendToAll(command, command.request, deadline);
+}
+
+template <typename Command>
+void Cluster::SendToAll(const Command& command, const RequestId& request,
+                        std::chrono::steady_clock::time_point deadline) {
   std::vector<OutcomeKey> sent;
   for (const WorkerId& worker : ConnectedWorkers()) {
     if (!side_.Send(worker, command).ok()) continue;
-    sent.emplace_back(worker, command.request);
+    sent.emplace_back(worker, request);
     awaited_.insert(sent.back());
   }
   Dispatch();

@@ -208,6 +208,11 @@ absl::StatusOr<cm::ManagerMessage> EvictFromProto(const v1::EvictCommand& evict)
   if (evict.has_session()) {
     command.session = SessionId(evict.session().session_id());
     command.release = evict.session().release();
+    if (evict.session().has_keep_tokens()) {
+      KVIST_ASSIGN_OR_RETURN(command.keep_tokens,
+                             Bounded<uint64_t>("session.keep_tokens", evict.session().keep_tokens(),
+                                               std::numeric_limits<int64_t>::max()));
+    }
   } else if (evict.has_keys()) {
     KVIST_ASSIGN_OR_RETURN(command.pool, PoolFromProto(evict.keys().pool()));
     KVIST_ASSIGN_OR_RETURN(command.keys,
@@ -330,6 +335,9 @@ void FillEvict(const cm::EvictCommand& command, v1::EvictCommand* message) {
   if (!command.session.empty()) {
     message->mutable_session()->set_session_id(command.session.value());
     message->mutable_session()->set_release(command.release);
+    if (command.keep_tokens.has_value()) {
+      message->mutable_session()->set_keep_tokens(static_cast<int64_t>(*command.keep_tokens));
+    }
   } else if (!command.keys.empty()) {
     message->mutable_keys()->set_pool(command.pool);
     message->mutable_keys()->set_keys(BytesOfKeys(command.keys));

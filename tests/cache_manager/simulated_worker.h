@@ -69,7 +69,7 @@ class SimulatedWorker {
   // Something that an engine could do: a turn of some session, a phase, an end, an eviction.
   void RandomStep() {
     const SessionId session("s" + std::to_string(rng_() % 9));
-    switch (rng_() % 8) {
+    switch (rng_() % 9) {
       case 0:
         return sessions_.SetPhase(session, static_cast<SessionPhase>(rng_() % kNumSessionPhases));
       case 1:
@@ -81,6 +81,8 @@ class SimulatedWorker {
         return sessions_.SetUnnamed(session, static_cast<PoolIndex>(rng_() % 2),
                                     static_cast<uint32_t>(rng_() % 2),
                                     static_cast<uint32_t>(rng_() % 3));
+      case 4:
+        return sessions_.Cut(session, static_cast<uint32_t>(rng_() % 4));
       default:
         return RandomTurn(session);
     }

@@ -361,6 +361,31 @@ TEST_F(RolesTest, TheTurnAfterATruncationGoesOnFromTheKeptTokens) {
   EXPECT_EQ(IdsOf(second), IdsOf(fresh));
 }
 
+TEST_F(RolesTest, AHistoryThatIsCutHoldsNoMemoryBeyondWhatIsKept) {
+  CreateSession("s");
+  Generated turn;
+  ASSERT_TRUE(Generate(InSession(IdsRequest(RandomIds(100, 1), 29), "s"), &turn).ok());
+  const auto memory = [&] {
+    const auto sessions = client_->SessionMemoryOf("s");
+    return sessions.ok() && sessions->size() == 1 ? sessions->front() : v1::SessionMemory();
+  };
+  ASSERT_TRUE(RoleCluster::Until([&] { return memory().tokens() == 128; }));
+  v1::TruncateSessionRequest cut;
+  cut.set_id("s");
+  cut.set_keep_first_tokens(40);
+  ASSERT_TRUE(client_->TruncateSession(cut).ok());
+  EXPECT_EQ(memory().tokens(), 32);
+  ASSERT_TRUE(Generate(InSession(IdsRequest(RandomIds(5, 2), 1), "s"), &turn).ok());
+  EXPECT_EQ(turn.finished.usage().cached_tokens(), 32);
+  v1::ResetSessionRequest reset;
+  reset.set_id("s");
+  ASSERT_TRUE(client_->ResetSession(reset).ok());
+  EXPECT_EQ(memory().tokens(), 0);
+  EXPECT_EQ(memory().exclusive_bytes(), 0);
+  EXPECT_EQ(client_->GetStats()->blocks(), 0);
+  ASSERT_TRUE(Generate(InSession(IdsRequest(RandomIds(5, 2), 1), "s"), &turn).ok());
+}
+
 TEST_F(RolesTest, ChatTurnsOfASessionAreOneConversation) {
   CreateSession("s");
   v1::GenerateRequest request;

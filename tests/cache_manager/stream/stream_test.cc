@@ -401,6 +401,41 @@ TEST(StreamTest, EvictingASessionLeavesWhatAnotherOneHolds) {
   }
 }
 
+TEST(StreamTest, ACutSessionHoldsItsFirstTokensBlocksOnly) {
+  SimulatedWorker worker({.seed = 17});
+  const SessionId cut("a"), running("b");
+  worker.Hold(cut, TenantId("t"), std::vector<int32_t>(64, 5));
+  worker.Hold(running, TenantId("t"), std::vector<int32_t>(64, 6));
+  worker.sessions().SetPhase(cut, SessionPhase::kIdle);
+  worker.sessions().SetPhase(running, SessionPhase::kActive);
+  WorkerSide side(worker.info(), {worker.pools(), &worker.sessions(), &worker.log()});
+  side.Connect(0);
+  const auto cut_to = [&](const SessionId& session, const char* request, uint64_t tokens) {
+    ASSERT_TRUE(side.Receive(EvictCommand{.incarnation = worker.info().incarnation,
+                                          .request = RequestId(request),
+                                          .session = session,
+                                          .keep_tokens = tokens})
+                    .ok());
+  };
+  const auto chain_blocks = [&](const SessionId& session, size_t pool) {
+    return worker.sessions().Chain(session, static_cast<PoolIndex>(pool)).size();
+  };
+  cut_to(cut, "r1", 40);  // the third block is not whole
+  cut_to(running, "r2", 0);
+  cut_to(SessionId("unknown"), "r3", 0);
+  for (size_t pool = 0; pool < worker.pools().size(); ++pool) {
+    EXPECT_EQ(chain_blocks(cut, pool), 2u);
+    EXPECT_EQ(chain_blocks(running, pool), 4u);  // it says itself what it holds
+    EXPECT_EQ(worker.pools()[pool]->Counts().cached, 2);
+  }
+  cut_to(cut, "r4", 0);
+  for (size_t pool = 0; pool < worker.pools().size(); ++pool) {
+    EXPECT_EQ(chain_blocks(cut, pool), 0u);
+    EXPECT_EQ(worker.pools()[pool]->Counts().cached, 0);
+  }
+  EXPECT_TRUE(worker.sessions().CheckInvariants().ok());
+}
+
 TEST(StreamTest, ACommandUnderAnOlderIntentIsRefused) {
   SimulatedWorker worker({.seed = 14});
   worker.Hold(SessionId("s"), TenantId("t"), std::vector<int32_t>(64, 5));

@@ -88,6 +88,8 @@ TEST(StreamWireTest, ManagerMessagesSurviveTheWire) {
                                  .keys = {Key(7)}};
   const cm::EvictCommand by_session{
       .request = RequestId("r"), .session = SessionId("s"), .release = true};
+  const cm::EvictCommand cut{
+      .request = RequestId("r"), .session = SessionId("s"), .keep_tokens = uint64_t{40}};
   const cm::EvictCommand by_count{.request = RequestId("r"), .pool = 2, .blocks = 9};
   const cm::ForkCommand fork{.incarnation = Incarnation(1),
                              .request = RequestId("r"),
@@ -98,7 +100,7 @@ TEST(StreamWireTest, ManagerMessagesSurviveTheWire) {
         cm::ManagerMessage(cm::Welcome{.heartbeat_interval_ms = 5, .intent_version = 6}),
         cm::ManagerMessage(cm::ResyncRequest{.resync_id = 7}),
         cm::ManagerMessage(cm::DigestRequest()), cm::ManagerMessage(by_keys),
-        cm::ManagerMessage(by_session), cm::ManagerMessage(by_count)}) {
+        cm::ManagerMessage(by_session), cm::ManagerMessage(cut), cm::ManagerMessage(by_count)}) {
     const v1::ManagerMessage wire = ToProto(message, "manager");
     const auto back = FromProto(wire);
     ASSERT_TRUE(back.ok()) << back.status();
