@@ -158,10 +158,25 @@ class Generation {
         ResolveSampling(request_, model_->sampling_defaults(), record_.sampling().seed());
     *base.mutable_stop() =
         ResolveStop(request_.stop, model_->limits().context_tokens - prompt_tokens);
-    *base.mutable_cache() =
-        ResolveCache(request_.cache, turn_ == nullptr ? v1::CacheParams() : turn_->cache());
+    *base.mutable_cache() = WorkerCache();
     base.set_priority(request_.priority);
     return base;
+  }
+
+  v1::CacheParams WorkerCache() const {
+    v1::CacheParams cache =
+        ResolveCache(request_.cache, turn_ == nullptr ? v1::CacheParams() : turn_->cache());
+    const ModelLimits& limits = model_->limits();
+    // By name, so that every worker takes the same one.
+    if (cache.kv_format().empty() && !limits.kv_formats.empty()) {
+      cache.set_kv_format(limits.kv_formats.front());
+    }
+    // A session that was made where there was a tier goes on where there is none.
+    const bool of_session = request_.cache.offload == v1::CacheParams::OFFLOAD_UNSPECIFIED;
+    if (of_session && !ValidateOffload(cache.offload(), limits).ok()) {
+      cache.set_offload(v1::CacheParams::OFF);
+    }
+    return cache;
   }
 
   void FindKeysAndSession(const v1::CacheParams& cache) {
@@ -186,14 +201,10 @@ class Generation {
   }
 
   RoutingChooser::Request ChooserRequest(const v1::CacheParams& cache) const {
-    const auto& formats = model_->limits().kv_formats;
     return {.fingerprint = model_->fingerprint(),
-            .kv_format =
-                cache.kv_format().empty() && !formats.empty() ? formats.front() : cache.kv_format(),
-            .attention = attention_,
+            .cache = cache,
             .block_tokens = model_->block_tokens(),
             .prompt_tokens = static_cast<int64_t>(prompt_ids_.size()),
-            .offload = cache.offload(),
             .keys = keys_};
   }
 

@@ -43,7 +43,7 @@ grpc::Status SessionsProxy::Create(grpc::ServerContext* context,
   }
   // The context is the turns' to check: the session has no model yet.
   if (valid.ok()) valid = ValidateCacheParams(request->cache(), cache_manager::kMaxWindowTokens);
-  if (valid.ok()) valid = state_->directory.CheckKvFormat(request->cache().kv_format());
+  if (valid.ok()) valid = state_->directory.CheckServed(request->cache());
   if (!valid.ok()) return ToGrpc(valid, context);
   return Pass(state_, context, &SessionsStub::Create, *request, response);
 }

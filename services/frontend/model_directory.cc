@@ -66,7 +66,7 @@ void ModelDirectory::Loop() {
   while (true) {
     PollManager();
     for (const std::string& address : options_.worker_addresses) PollFixed(address);
-    FetchModels();
+    AskWorkers();
     ForgetAndTell();
     MutexLock lock(mutex_);
     const auto next = std::chrono::steady_clock::now() +
@@ -108,7 +108,6 @@ void ModelDirectory::PollFixed(const std::string& address) {
     const auto known = workers_.find(info.worker_id());
     if (known != workers_.end() && known->second.worker.incarnation == info.incarnation()) {
       info.set_model_fingerprint(known->second.worker.fingerprint);
-      info.set_context_tokens(known->second.worker.context_tokens);
       LearnLocked(info, asked_at);
       return;
     }
@@ -122,7 +121,6 @@ void ModelDirectory::PollFixed(const std::string& address) {
   const auto model = Ask(*stub, &v1::Worker::StubInterface::GetModel, request, kModelDeadline);
   if (!model.ok()) return;
   info.set_model_fingerprint(model->fingerprint());
-  info.set_context_tokens(model->context_tokens());
   MutexLock lock(mutex_);
   LearnLocked(info, asked_at);
 }
@@ -159,7 +157,6 @@ void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked
   worker.id = info.worker_id();
   worker.incarnation = info.incarnation();
   worker.fingerprint = info.model_fingerprint();
-  worker.context_tokens = info.context_tokens();
   worker.load = info.load();
   worker.load_at = asked_at - AgeOf(info.load_age_ms());
   worker.suspect = info.suspect();
@@ -171,12 +168,12 @@ void ModelDirectory::LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked
   }
 }
 
-void ModelDirectory::FetchModels() {
-  std::vector<KnownWorker> without;
+void ModelDirectory::AskWorkers() {
+  std::vector<KnownWorker> silent;
   {
     MutexLock lock(mutex_);
     for (const auto& [id, entry] : workers_) {
-      if (!models_.contains(entry.worker.fingerprint)) without.push_back(entry.worker);
+      if (!entry.worker.limits.has_value()) silent.push_back(entry.worker);
     }
     absl::erase_if(unservable_, [this](const auto& life) ABSL_NO_THREAD_SAFETY_ANALYSIS {
       const auto known = workers_.find(life.first);
@@ -184,38 +181,61 @@ void ModelDirectory::FetchModels() {
     });
   }
   absl::flat_hash_map<std::string, absl::StatusCode> unanswered;
-  for (const KnownWorker& worker : without) {
+  for (const KnownWorker& worker : silent) {
     if (unservable_.contains({worker.id, worker.incarnation})) continue;
+    v1::GetModelRequest request;
     {
       MutexLock lock(mutex_);
       if (stop_) return;
-      if (models_.contains(worker.fingerprint)) continue;
+      if (models_.contains(worker.fingerprint)) request.set_known_fingerprint(worker.fingerprint);
     }
-    const auto response = Ask(*worker.stub, &v1::Worker::StubInterface::GetModel,
-                              v1::GetModelRequest(), kModelDeadline);
-    if (!response.ok()) {  // the next round tries again
+    const auto answer = Ask(*worker.stub, &v1::Worker::StubInterface::GetModel, request,
+                            request.known_fingerprint().empty() ? kModelDeadline : kLoadDeadline);
+    if (!answer.ok()) {  // the next round tries again
       absl::StatusCode& told = unanswered[worker.id];
       const auto before = unanswered_.find(worker.id);
-      told = response.status().code();
+      told = answer.status().code();
       if (before == unanswered_.end() || before->second != told) {
         LogWarning("worker {} at {} does not tell its model: {}", worker.id, worker.address,
-                   response.status().ToString());
+                   answer.status().ToString());
       }
       continue;
     }
-    auto model = ServedModel::Create(*response);
-    if (!model.ok()) {
+    if (const absl::Status status = Take(worker, *answer); !status.ok()) {
       unservable_.insert({worker.id, worker.incarnation});
       LogWarning("worker {}: its model cannot be served: {}", worker.id,
-                 std::string(model.status().message()));
-      continue;
+                 std::string(status.message()));
     }
-    LogInfo("model {} ({}) at worker {}", (*model)->name(), (*model)->fingerprint().substr(0, 12),
-            worker.id);
-    MutexLock lock(mutex_);
-    models_[response->fingerprint()] = *std::move(model);
   }
   unanswered_ = std::move(unanswered);
+}
+
+absl::Status ModelDirectory::Take(const KnownWorker& worker, const v1::GetModelResponse& answer) {
+  // Another life answered, at the address of this one: it is asked by its own name.
+  if (answer.fingerprint() != worker.fingerprint || answer.incarnation() != worker.incarnation) {
+    return absl::OkStatus();
+  }
+  std::shared_ptr<const ServedModel> model;
+  {
+    MutexLock lock(mutex_);
+    if (const auto known = models_.find(worker.fingerprint); known != models_.end()) {
+      model = known->second;
+    }
+  }
+  if (model == nullptr) {
+    KVIST_ASSIGN_OR_RETURN(model, ServedModel::Create(answer));
+    LogInfo("model {} ({}) at worker {}", model->name(), model->fingerprint().substr(0, 12),
+            worker.id);
+  }
+  KVIST_ASSIGN_OR_RETURN(ModelLimits limits, LimitsFromWire(answer, model->limits().vocab));
+  MutexLock lock(mutex_);
+  const auto served = models_.try_emplace(worker.fingerprint, std::move(model)).first;
+  const auto entry = workers_.find(worker.id);
+  if (entry != workers_.end() && entry->second.worker.incarnation == worker.incarnation) {
+    entry->second.worker.limits = std::move(limits);
+    JoinLimits(served->first, served->second);
+  }
+  return absl::OkStatus();
 }
 
 void ModelDirectory::ForgetAndTell() {
@@ -225,11 +245,28 @@ void ModelDirectory::ForgetAndTell() {
     MutexLock lock(mutex_);
     const MonotonicTime oldest = clock_->Now() - options_.forget_after;
     absl::erase_if(workers_, [&](const auto& entry) { return entry.second.seen_at < oldest; });
-    for (const auto& [id, entry] : workers_) ready |= models_.contains(entry.worker.fingerprint);
+    for (auto& [fingerprint, model] : models_) ready |= JoinLimits(fingerprint, model);
     changed = ready != was_ready_;
     was_ready_ = ready;
   }
   if (changed && options_.on_ready) options_.on_ready(ready);
+}
+
+bool ModelDirectory::JoinLimits(const std::string& fingerprint,
+                                std::shared_ptr<const ServedModel>& model) const {
+  std::optional<ModelLimits> all;
+  for (const auto& [id, entry] : workers_) {
+    const KnownWorker& worker = entry.worker;
+    if (worker.fingerprint != fingerprint || !worker.limits.has_value()) continue;
+    if (all.has_value()) {
+      Widen(*worker.limits, *all);
+    } else {
+      all = worker.limits;
+    }
+  }
+  if (!all.has_value()) return false;
+  if (*all != model->limits()) model = model->WithLimits(*std::move(all));
+  return true;
 }
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> ModelDirectory::FindModel(
@@ -255,11 +292,12 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelDirectory::FindModel(
                      {.field = "model"});
 }
 
-absl::Status ModelDirectory::CheckKvFormat(const std::string& format) const {
+absl::Status ModelDirectory::CheckServed(const v1::CacheParams& cache) const {
   MutexLock lock(mutex_);
   absl::Status status;
   for (const auto& [fingerprint, model] : models_) {
-    status = ValidateKvFormat(format, model->limits());
+    status = ValidateKvFormat(cache.kv_format(), model->limits());
+    if (status.ok()) status = ValidateOffload(cache.offload(), model->limits());
     if (status.ok()) return status;
   }
   return status;
@@ -280,7 +318,8 @@ std::vector<v1::Model> ModelDirectory::Models() const {
   for (const auto& [fingerprint, model] : models_) {
     v1::Model row = model->Describe();
     for (const auto& [id, entry] : workers_) {
-      if (entry.worker.fingerprint == fingerprint) row.set_ready_workers(row.ready_workers() + 1);
+      if (entry.worker.fingerprint != fingerprint || !entry.worker.limits.has_value()) continue;
+      row.set_ready_workers(row.ready_workers() + 1);
     }
     if (row.ready_workers() > 0) described.push_back(std::move(row));
   }

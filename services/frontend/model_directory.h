@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -31,7 +32,7 @@ struct KnownWorker {
   uint64_t incarnation = 0;
   std::string address;
   std::string fingerprint;
-  int64_t context_tokens = 0;
+  std::optional<ModelLimits> limits;  // what it serves; unset: it has not told yet
   v1::WorkerLoad load;
   MonotonicTime load_at;  // when the worker made that report
   bool suspect = false;
@@ -67,8 +68,9 @@ class ModelDirectory {
   // By name or fingerprint; empty: the only one. NOT_FOUND (field "model") listing the names;
   // INVALID_ARGUMENT if empty is ambiguous; UNAVAILABLE (kNoWorker) if no worker is there.
   absl::StatusOr<std::shared_ptr<const ServedModel>> FindModel(const std::string& name) const;
-  // INVALID_ARGUMENT (field "cache.kv_format") if there are models and none of them has the format.
-  absl::Status CheckKvFormat(const std::string& format) const;
+  // INVALID_ARGUMENT with the field named if there are models and none of them is served with this
+  // KV format and this tier to offload to.
+  absl::Status CheckServed(const v1::CacheParams& cache) const;
   // That serve the model, by id.
   std::vector<KnownWorker> WorkersOf(const std::string& fingerprint) const;
   std::vector<v1::Model> Models() const;
@@ -87,8 +89,15 @@ class ModelDirectory {
   void Loop();
   void PollManager();
   void PollFixed(const std::string& address);
-  void FetchModels();
+  // Each worker once in its life: its model, if that is new, and what it serves.
+  void AskWorkers();
+  // INVALID_ARGUMENT if the model cannot be served.
+  absl::Status Take(const KnownWorker& worker, const v1::GetModelResponse& answer);
   void ForgetAndTell();
+  // Gives the model the limits of all its workers together. False: none of them has told its own,
+  // and nothing happens.
+  bool JoinLimits(const std::string& fingerprint, std::shared_ptr<const ServedModel>& model) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LearnLocked(const v1::WorkerInfo& info, MonotonicTime asked_at)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -112,7 +121,8 @@ class ModelDirectory {
   bool was_ready_ ABSL_GUARDED_BY(mutex_) = false;
   absl::btree_map<std::string, Entry> workers_ ABSL_GUARDED_BY(mutex_);  // by id
   absl::btree_map<std::string, std::shared_ptr<const ServedModel>> models_
-      ABSL_GUARDED_BY(mutex_);  // by fingerprint; kept for good: few, and workers come back
+      ABSL_GUARDED_BY(mutex_);  // by fingerprint, with the limits of all its workers together; kept
+                                // for good: few, and workers come back
   std::thread thread_;
 };
 

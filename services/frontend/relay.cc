@@ -289,6 +289,10 @@ class Relay {
         return End::kOver;
       case absl::StatusCode::kInvalidArgument:
       case absl::StatusCode::kOutOfRange:
+        // Another worker took it: this one serves less.
+        if (result_.attempts > 0) return End::kElsewhere;
+        Fail(status);
+        return End::kOver;
       case absl::StatusCode::kFailedPrecondition:
       case absl::StatusCode::kNotFound:
       case absl::StatusCode::kPermissionDenied:

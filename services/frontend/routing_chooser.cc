@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "common/base/status.h"
-#include "services/runtime/cache_params.h"
+#include "services/frontend/validate.h"
 
 namespace kvist::services {
 
@@ -18,10 +18,16 @@ absl::StatusOr<ChosenWorker> RoutingChooser::Choose(const WorkerLives& failed) {
   std::vector<WorkerView> views;
   views.reserve(workers.size());
   for (const KnownWorker& worker : workers) views.push_back(ViewOf(worker, failed));
-  const auto picked = PickWorker(request_.prompt_tokens, views, state_->routing);
+  auto picked = Pick(workers, views, request_.cache.offload());
+  // An answer that has begun goes on where its blocks have no tier to go to, too.
+  if (!picked.has_value() && chosen_) picked = Pick(workers, views, v1::CacheParams::OFF);
   if (!picked.has_value()) {
-    return Unavailable(ErrorReason::kNoWorker, "no worker is ready; try again in a moment");
+    return Unavailable(ErrorReason::kNoWorker,
+                       workers.empty() ? "no worker is ready; try again in a moment"
+                                       : "no worker that serves what the request asks of its cache "
+                                         "is ready; try again in a moment");
   }
+  chosen_ = true;
   const KnownWorker& worker = workers[*picked];
   const WorkerView& view = views[*picked];
   const int64_t matched =
@@ -33,6 +39,13 @@ absl::StatusOr<ChosenWorker> RoutingChooser::Choose(const WorkerLives& failed) {
                       .located_tokens = view.matched_device_tokens,
                       .place = state_->in_flight.Enter(worker.id, request_.prompt_tokens - matched,
                                                        state_->clock.Now())};
+}
+
+std::optional<size_t> RoutingChooser::Pick(const std::vector<KnownWorker>& workers,
+                                           std::vector<WorkerView> views,
+                                           v1::CacheParams::Offload offload) const {
+  for (size_t i = 0; i < workers.size(); ++i) views[i].usable &= Serves(workers[i], offload);
+  return PickWorker(request_.prompt_tokens, views, state_->routing);
 }
 
 void RoutingChooser::MarkFailed(const ChosenWorker& worker) {
@@ -47,7 +60,7 @@ void RoutingChooser::Locate() {
     request.mutable_keys()->append(reinterpret_cast<const char*>(key.bytes.data()),
                                    key.bytes.size());
   }
-  request.set_kv_format(request_.kv_format);
+  request.set_kv_format(request_.cache.kv_format());
   request.set_block_tokens(request_.block_tokens);
   const WorkerLives doubted = state_->cache_drift.TakeDoubted();
   for (const auto& [id, incarnation] : doubted) {
@@ -56,7 +69,7 @@ void RoutingChooser::Locate() {
     life.set_incarnation(incarnation);
   }
   const MonotonicTime asked_at = state_->clock.Now();
-  *request.mutable_attention() = ToProto(request_.attention);
+  *request.mutable_attention() = request_.cache.attention();
   const auto response = state_->manager.Locate(request);
   if (!response.ok()) {  // the request goes on by what this frontend knows
     state_->cache_drift.PutBack(doubted);
@@ -76,20 +89,27 @@ RoutingChooser::Matched RoutingChooser::MatchedOf(const v1::WorkerMatch& match) 
     return taken;
   };
   Matched matched{.device = take(match.matched_device_tokens())};
-  const bool disk = request_.offload == v1::CacheParams::DISK;
-  if (disk || request_.offload == v1::CacheParams::HOST) {
+  const bool disk = request_.cache.offload() == v1::CacheParams::DISK;
+  if (disk || request_.cache.offload() == v1::CacheParams::HOST) {
     matched.host = take(match.matched_host_tokens());
   }
   if (disk) matched.disk = take(match.matched_disk_tokens());
   return matched;
 }
 
+bool RoutingChooser::Serves(const KnownWorker& worker, v1::CacheParams::Offload offload) const {
+  if (!worker.limits.has_value()) return true;
+  v1::CacheParams cache = request_.cache;
+  cache.set_offload(offload);
+  return ValidatePromptLength(request_.prompt_tokens, *worker.limits).ok() &&
+         ValidateCache(cache, *worker.limits).ok();
+}
+
 WorkerView RoutingChooser::ViewOf(const KnownWorker& worker, const WorkerLives& failed) const {
   const MonotonicTime now = state_->clock.Now();
   WorkerView view;
-  view.usable = !worker.load.draining() && worker.context_tokens > request_.prompt_tokens &&
-                !failed.contains({worker.id, worker.incarnation});
-  view.suspect = worker.suspect || now < worker.failed_until;
+  view.usable = !worker.load.draining() && !failed.contains({worker.id, worker.incarnation});
+  view.suspect = worker.suspect || now < worker.failed_until || !worker.limits.has_value();
   if (const auto found = matched_.find(worker.id); found != matched_.end()) {
     view.matched_device_tokens = found->second.device;
     view.matched_host_tokens = found->second.host;

@@ -18,11 +18,9 @@ class RoutingChooser final : public WorkerChooser {
  public:
   struct Request {
     std::string fingerprint;
-    std::string kv_format;
-    cache_manager::AttentionSpan attention;
+    v1::CacheParams cache;  // of a format that is served
     int32_t block_tokens = 16;
     int64_t prompt_tokens = 0;
-    v1::CacheParams::Offload offload = v1::CacheParams::OFFLOAD_UNSPECIFIED;
     std::vector<cache_manager::BlockKey> keys;  // of the prompt; empty: the cache is not used
   };
   // REQUIRES: state outlives it.
@@ -41,11 +39,16 @@ class RoutingChooser final : public WorkerChooser {
   void Locate();
   // What the request will look at.
   Matched MatchedOf(const v1::WorkerMatch& match) const;
+  // Whether the worker serves what the request asks for. One that has not told yet may.
+  bool Serves(const KnownWorker& worker, v1::CacheParams::Offload offload) const;
+  std::optional<size_t> Pick(const std::vector<KnownWorker>& workers, std::vector<WorkerView> views,
+                             v1::CacheParams::Offload offload) const;
   WorkerView ViewOf(const KnownWorker& worker, const WorkerLives& failed) const;
 
   FrontendState* const state_;
   const Request request_;
   bool located_ = false;
+  bool chosen_ = false;                                // once already
   absl::flat_hash_map<std::string, Matched> matched_;  // by worker
 };
 

@@ -68,12 +68,36 @@ absl::Status AboutChat(const absl::Status& status) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const ServedModel>> ServedModel::Create(
-    const v1::GetModelResponse& response) {
+absl::StatusOr<ModelLimits> LimitsFromWire(const v1::GetModelResponse& response, int64_t vocab) {
   if (response.context_tokens() < 2) return InvalidField("context_tokens", "must be at least 2");
   if (!cache_manager::IsBlockSize(response.block_tokens())) {
     return InvalidField("block_tokens", "must be 16, 32, 64 or 128");
   }
+  ModelLimits limits{.vocab = vocab,
+                     .context_tokens = response.context_tokens(),
+                     .block_tokens = response.block_tokens(),
+                     .kv_formats = {response.kv_formats().begin(), response.kv_formats().end()},
+                     .offload_tiers = {}};
+  for (const int tier : response.offload_tiers()) {
+    if (!v1::CacheParams::Offload_IsValid(tier)) continue;  // of a later version
+    limits.offload_tiers.push_back(static_cast<v1::CacheParams::Offload>(tier));
+  }
+  return limits;
+}
+
+void Widen(const ModelLimits& other, ModelLimits& limits) {
+  limits.context_tokens = std::max(limits.context_tokens, other.context_tokens);
+  const auto add_missing = [](const auto& from, auto& to) {
+    for (const auto& one : from) {
+      if (std::find(to.begin(), to.end(), one) == to.end()) to.push_back(one);
+    }
+  };
+  add_missing(other.kv_formats, limits.kv_formats);
+  add_missing(other.offload_tiers, limits.offload_tiers);
+}
+
+absl::StatusOr<std::shared_ptr<const ServedModel>> ServedModel::Create(
+    const v1::GetModelResponse& response) {
   KVIST_ASSIGN_OR_RETURN(text::Vocabulary vocabulary, VocabularyFromWire(response.vocabulary()));
   auto model = std::shared_ptr<ServedModel>(new ServedModel());
   KVIST_ASSIGN_OR_RETURN(model->tokenizer_, text::Tokenizer::Create(std::move(vocabulary)));
@@ -93,9 +117,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ServedModel::Create(
   }
   model->facts_ = response;
   model->facts_.clear_vocabulary();
-  model->limits_ = {.vocab = model->tokenizer_->size(),
-                    .context_tokens = response.context_tokens(),
-                    .kv_formats = {response.kv_formats().begin(), response.kv_formats().end()}};
+  KVIST_ASSIGN_OR_RETURN(model->limits_, LimitsFromWire(response, model->tokenizer_->size()));
   model->sampling_defaults_ = FromWire(response.sampling_defaults());
   KVIST_RETURN_IF_ERROR(ValidateSamplingDefaults(model->sampling_defaults_, model->limits_.vocab));
   return model;
@@ -127,12 +149,18 @@ bool ServedModel::IsStop(int32_t id, const StopChoice& stop) const {
   return std::find(stop.stop_ids.begin(), stop.stop_ids.end(), id) != stop.stop_ids.end();
 }
 
+std::shared_ptr<const ServedModel> ServedModel::WithLimits(ModelLimits limits) const {
+  auto model = std::shared_ptr<ServedModel>(new ServedModel(*this));
+  model->limits_ = std::move(limits);
+  return model;
+}
+
 v1::Model ServedModel::Describe() const {
   v1::Model model;
   model.set_name(facts_.name());
   model.set_fingerprint(facts_.fingerprint());
   model.set_architecture(facts_.architecture());
-  model.set_context_tokens(facts_.context_tokens());
+  model.set_context_tokens(limits_.context_tokens);
   model.set_parameters(facts_.parameters());
   model.set_chat_format(chat_format_);
   return model;

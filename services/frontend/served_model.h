@@ -19,6 +19,12 @@
 
 namespace kvist::services {
 
+// What one worker says that it serves. `vocab`: of its model. INVALID_ARGUMENT naming what is
+// wrong.
+absl::StatusOr<ModelLimits> LimitsFromWire(const v1::GetModelResponse& response, int64_t vocab);
+// `limits` become what at least one of the two serves; what is first in them stays so.
+void Widen(const ModelLimits& other, ModelLimits& limits);
+
 // Immutable; Thread-safe.
 class ServedModel {
  public:
@@ -38,20 +44,23 @@ class ServedModel {
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::string& fingerprint() const { return facts_.fingerprint(); }
   const std::string& name() const { return facts_.name(); }
-  int32_t block_tokens() const { return facts_.block_tokens(); }
+  int32_t block_tokens() const { return limits_.block_tokens; }
   const ModelLimits& limits() const { return limits_; }
   // How the model's file wants chats to be sampled, where it says so.
   const SamplingChoice& sampling_defaults() const { return sampling_defaults_; }
+  // The same model, served otherwise. Shares the text side.
+  std::shared_ptr<const ServedModel> WithLimits(ModelLimits limits) const;
   // As ListModels tells it, without the count of workers.
   v1::Model Describe() const;
 
  private:
   ServedModel() = default;
+  ServedModel(const ServedModel&) = default;
 
   v1::GetModelResponse facts_;  // without the vocabulary
   ModelLimits limits_;
   SamplingChoice sampling_defaults_;
-  std::unique_ptr<const text::Tokenizer> tokenizer_;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::optional<text::ChatEncoder> chat_;
   std::string chat_format_;
   absl::Status no_chat_;  // why there is no encoder

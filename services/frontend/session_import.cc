@@ -163,12 +163,31 @@ class Importer {
                              "), which is not served here; there is ", absl::StrJoin(names, ", "))),
                          {.field = "model_fingerprint"});
     }
-    KVIST_RETURN_IF_ERROR(ValidateIds("token_ids", record.token_ids, (*model)->limits().vocab));
-    if (ValidateKvFormat(record.kv_format, (*model)->limits()).ok()) return absl::OkStatus();
-    LeaveOut(absl::StrCat("the session asks for the KV format ", record.kv_format,
-                          ", which is not served here: it gets the default"));
-    cache_.clear_kv_format();
+    const ModelLimits& limits = (*model)->limits();
+    KVIST_RETURN_IF_ERROR(ValidateIds("token_ids", record.token_ids, limits.vocab));
+    LeaveOutUnserved(limits);
     return absl::OkStatus();
+  }
+
+  // Of what the session asks of its cache: no turn could have it.
+  void LeaveOutUnserved(const ModelLimits& limits) {
+    if (!ValidateKvFormat(cache_.kv_format(), limits).ok()) {
+      LeaveOut(absl::StrCat("the session asks for the KV format ", cache_.kv_format(),
+                            ", which is not served here: it gets the default"));
+      cache_.clear_kv_format();
+    }
+    if (!ValidateOffload(cache_.offload(), limits).ok()) {
+      LeaveOut(absl::StrCat("the session asks to offload to ",
+                            ToAbsl(OffloadName(cache_.offload())),
+                            ", which is not served here: it does without"));
+      cache_.clear_offload();
+    }
+    const int64_t window = cache_.attention().window_tokens();
+    if (window <= limits.context_tokens) return;
+    LeaveOut(absl::StrCat("the session has a window of ", window,
+                          " tokens, here the context holds ", limits.context_tokens,
+                          ": it sees all of it"));
+    cache_.clear_attention();
   }
 
   // The manager has the last word at the end; most people should hear it before they sent it all.
@@ -188,6 +207,9 @@ class Importer {
     if (!record.blocks.has_value()) {
       if (!record.token_ids.empty()) LeaveOut("the file has no blocks");
       return;
+    }
+    if (SpanFromProto(cache_.attention()) != record.attention) {
+      return LeaveOut("its blocks are of the window that it had");
     }
     const std::optional<KnownWorker> worker = ChooseWorker(record);
     if (!worker.has_value()) return;

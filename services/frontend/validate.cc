@@ -216,7 +216,8 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
 
 absl::Status ValidateCache(const v1::CacheParams& cache, const ModelLimits& model) {
   KVIST_RETURN_IF_ERROR(ValidateCacheParams(cache, model.context_tokens));
-  return ValidateKvFormat(cache.kv_format(), model);
+  KVIST_RETURN_IF_ERROR(ValidateKvFormat(cache.kv_format(), model));
+  return ValidateOffload(cache.offload(), model);
 }
 
 absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& model) {
@@ -226,6 +227,22 @@ absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& mode
                         absl::StrCat("is not served; these are: ", absl::StrJoin(served, ", ")));
   }
   return absl::OkStatus();
+}
+
+absl::Status ValidateOffload(v1::CacheParams::Offload offload, const ModelLimits& model) {
+  if (offload != v1::CacheParams::DISK && offload != v1::CacheParams::HOST) return absl::OkStatus();
+  std::vector<std::string> served = {std::string(OffloadName(v1::CacheParams::OFF))};
+  for (const v1::CacheParams::Offload tier : model.offload_tiers) {
+    if (tier == offload) return absl::OkStatus();
+    served.emplace_back(OffloadName(tier));
+  }
+  return InvalidField(
+      "cache.offload",
+      absl::StrCat(ToAbsl(OffloadName(offload)),
+                   offload == v1::CacheParams::DISK
+                       ? " is not served: no worker has --offload-dir"
+                       : " is not served: the workers' KV pools are in the host's memory already",
+                   "; there is ", absl::StrJoin(served, ", ")));
 }
 
 absl::Status ValidatePromptLength(int64_t prompt_tokens, const ModelLimits& model) {

@@ -17,11 +17,16 @@
 
 namespace kvist::services {
 
-// What a request is checked against once its model is known.
+// What a model's workers serve, or one of them: what a request is checked against once its model is
+// known.
 struct ModelLimits {
   int64_t vocab = 0;
   int64_t context_tokens = 0;
-  std::vector<std::string> kv_formats;
+  int32_t block_tokens = 16;
+  std::vector<std::string> kv_formats;                  // the default first
+  std::vector<v1::CacheParams::Offload> offload_tiers;  // DISK, HOST
+
+  friend bool operator==(const ModelLimits&, const ModelLimits&) = default;
 };
 
 // Everything that needs no model: sizes, ranges, NaN, UTF-8, unknown enum values. INVALID_ARGUMENT
@@ -36,8 +41,10 @@ absl::Status ValidateSamplingDefaults(const SamplingChoice& defaults, int64_t vo
 absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits& model);
 // Empty, or one that the model's workers have.
 absl::Status ValidateKvFormat(const std::string& format, const ModelLimits& model);
+// OFF, unspecified, or a tier that the model's workers have.
+absl::Status ValidateOffload(v1::CacheParams::Offload offload, const ModelLimits& model);
 // A request's cache with what its session said: allocation and attention without contradiction,
-// the window within the context, the format served. INVALID_ARGUMENT with the field named.
+// the window within the context, format and tier served. INVALID_ARGUMENT with the field named.
 absl::Status ValidateCache(const v1::CacheParams& cache, const ModelLimits& model);
 // A prompt as ids, a session's history included: OUT_OF_RANGE (field "prompt") if it is empty or
 // leaves no room for one new token in the context.

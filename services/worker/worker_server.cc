@@ -214,6 +214,7 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(
                                                   .clock = &clock},
                                                  *backend));
   }
+  if (options.engine.disk != nullptr) model.add_offload_tiers(v1::CacheParams::DISK);
   auto server = std::make_unique<Server>(options, std::move(backend), std::move(model));
   KVIST_RETURN_IF_ERROR(server->Listen());
   return server;

@@ -14,9 +14,18 @@
 #include "services/worker/request_codec.h"
 
 namespace kvist::services {
+namespace {
+
+v1::GetModelResponse WithoutVocabulary(v1::GetModelResponse model) {
+  model.clear_vocabulary();
+  return model;
+}
+
+}  // namespace
 
 WorkerService::WorkerService(Options options)
     : options_(std::move(options)),
+      model_(WithoutVocabulary(options_.model)),
       model_stop_ids_(options_.model.vocabulary().stop_ids().begin(),
                       options_.model.vocabulary().stop_ids().end()),
       transfer_({.engine = options_.engine,
@@ -97,24 +106,10 @@ void WorkerService::CancelSession(const SessionId& session) {
 
 grpc::Status WorkerService::GetModel(grpc::ServerContext*, const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) {
-  if (request->known_fingerprint() != options_.model.fingerprint()) {
-    *response = options_.model;
-    return grpc::Status::OK;
+  *response = model_;
+  if (request->known_fingerprint() != model_.fingerprint()) {
+    *response->mutable_vocabulary() = options_.model.vocabulary();
   }
-  // Field by field: copying the vocabulary to clear it would be what the caller wants to spare.
-  v1::GetModelResponse& model = *response;
-  model.set_fingerprint(options_.model.fingerprint());
-  model.set_name(options_.model.name());
-  model.set_architecture(options_.model.architecture());
-  model.set_context_tokens(options_.model.context_tokens());
-  model.set_parameters(options_.model.parameters());
-  model.set_block_tokens(options_.model.block_tokens());
-  model.set_numerics_id(options_.model.numerics_id());
-  *model.mutable_kv_formats() = options_.model.kv_formats();
-  model.set_worker_id(options_.model.worker_id());
-  model.set_incarnation(options_.model.incarnation());
-  model.set_chat_format_override(options_.model.chat_format_override());
-  *model.mutable_sampling_defaults() = options_.model.sampling_defaults();
   return grpc::Status::OK;
 }
 

@@ -60,6 +60,7 @@ class WorkerService final : public v1::Worker::WithCallbackMethod_Generate<v1::W
   void Forget(const SessionId& session, const RequestId& request) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Options options_;
+  const v1::GetModelResponse model_;  // without the vocabulary, which has megabytes
   const std::vector<int32_t> model_stop_ids_;
   SessionTransfer transfer_;
   std::atomic<int> drain_calls_{0};

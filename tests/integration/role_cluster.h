@@ -28,6 +28,8 @@ struct RoleClusterOptions {
   int64_t replay_wait_ms = 15'000;
   // Of all workers; vocabulary, context and pace are the cluster's.
   worker::HashBackendOptions backend;
+  // Makes the workers unlike; `index` from 0.
+  std::function<void(size_t index, worker::HashBackendOptions*, WorkerServerOptions*)> unlike;
   std::string cluster_secret = "the tests'";
   bool trust_snapshots = false;
 };
@@ -60,7 +62,9 @@ class Pace {
 class RoleCluster {
  public:
   explicit RoleCluster(const RoleClusterOptions& options = {})
-      : sampling_defaults_(options.sampling_defaults), backend_(options.backend) {
+      : sampling_defaults_(options.sampling_defaults),
+        backend_(options.backend),
+        unlike_(options.unlike) {
     CacheManagerServerOptions manager_options;
     manager_options.server.role = "cache-manager";
     manager = CacheManagerServer::Start(manager_options).value();
@@ -114,9 +118,10 @@ class RoleCluster {
     backend.vocab = kLetterVocabularySize;
     backend.context_tokens = 1024;
     backend.sampling_defaults = sampling_defaults_;
+    WorkerServerOptions options;
+    if (unlike_) unlike_(workers.size(), &backend, &options);
     auto control = std::make_shared<worker::HashBackendControl>();
     control->on_run = [this](const worker::Batch&) { pace.Step(); };
-    WorkerServerOptions options;
     options.worker_id = absl::StrCat("worker-", workers.size() + 1);
     options.cache_manager_address = manager->server().grpc_address();
     options.vocabulary = LetterVocabulary();
@@ -134,6 +139,7 @@ class RoleCluster {
  private:
   const worker::SamplingDefaults sampling_defaults_;
   const worker::HashBackendOptions backend_;
+  const decltype(RoleClusterOptions::unlike) unlike_;
 };
 
 }  // namespace kvist::services

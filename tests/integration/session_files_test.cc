@@ -12,6 +12,7 @@
 #include "common/base/status.h"
 #include "services/frontend/limits.h"
 #include "tests/integration/roles_fixture.h"
+#include "tests/support/temp_folder.h"
 #include "worker/kv/session_file.h"
 
 namespace kvist::services {
@@ -239,7 +240,43 @@ TEST_F(SessionFilesTest, AFormatThatIsNotServedGivesWayToTheDefault) {
   NextTurn(*client_, "q");
 }
 
+// Where it was saved, all of it was served.
+TEST_F(SessionFilesTest, WhatIsNotServedOfWhatASessionAskedOfItsCacheIsLeftOut) {
+  TempFolder disk;
+  RoleCluster source(
+      {.unlike = [&](size_t, worker::HashBackendOptions*, WorkerServerOptions* options) {
+        options->offload_directory = disk.path();
+        options->offload_bytes = 1 << 20;
+      }});
+  const auto from = source.Connect();
+  v1::CreateSessionRequest create;
+  create.set_id("d");
+  create.mutable_cache()->set_offload(v1::CacheParams::DISK);
+  create.mutable_cache()->mutable_attention()->set_window_tokens(1024);
+  ASSERT_TRUE(from->CreateSession(create).ok());
+  Generated first;
+  ASSERT_TRUE(from->Generate(InSession(IdsRequest(RandomIds(50, 1), 9), "d"), {}, &first).ok());
+  const SavedSession saved = Save(*from, "d");
+  RoleCluster smaller({.unlike = [](size_t, worker::HashBackendOptions* backend,
+                                    WorkerServerOptions*) { backend->context_tokens = 512; }});
+  const auto client = smaller.Connect();
+  const auto restored = Restore(*client, saved.bytes);
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_THAT(restored->note(), HasSubstr("offload to disk, which is not served here"));
+  EXPECT_THAT(restored->note(), HasSubstr("a window of 1024 tokens, here the context holds 512"));
+  EXPECT_EQ(restored->blocks(), 0);
+  EXPECT_FALSE(restored->session().cache().has_attention());
+  EXPECT_EQ(IdsOf(NextTurn(*client, "d")), IdsOf(NextTurn(*from, "d")));  // it saw all there, too
+}
+
 TEST_F(SessionFilesTest, WhatASessionAskedOfItsCacheComesBack) {
+  TempFolder disk;
+  RoleCluster cluster(
+      {.unlike = [&](size_t, worker::HashBackendOptions*, WorkerServerOptions* options) {
+        options->offload_directory = disk.path();
+        options->offload_bytes = 1 << 20;
+      }});
+  const auto client = cluster.Connect();
   v1::CreateSessionRequest create;
   create.set_id("all");
   create.mutable_cache()->set_allocation(v1::CacheParams::STATIC);
@@ -247,12 +284,14 @@ TEST_F(SessionFilesTest, WhatASessionAskedOfItsCacheComesBack) {
   create.mutable_cache()->set_offload(v1::CacheParams::DISK);
   create.mutable_cache()->mutable_attention()->set_window_tokens(64);
   create.mutable_cache()->mutable_attention()->set_sink_tokens(4);
-  ASSERT_TRUE(client_->CreateSession(create).ok());
-  const SavedSession saved = Save(*client_, "all");
+  ASSERT_TRUE(client->CreateSession(create).ok());
+  const SavedSession saved = Save(*client, "all");
   ASSERT_TRUE(saved.status.ok()) << saved.status;
-  const auto restored = Restore(*client_, saved.bytes, "t");
+  const auto restored = Restore(*client, saved.bytes, "t");
   ASSERT_TRUE(restored.ok()) << restored.status();
   EXPECT_EQ(restored->session().cache().SerializeAsString(), create.cache().SerializeAsString());
+  Generated turn;
+  EXPECT_TRUE(client->Generate(InSession(IdsRequest(RandomIds(9, 1), 9), "t"), {}, &turn).ok());
 }
 
 TEST_F(SessionFilesTest, OneSecretOrTrustOpensTheSeal) {

@@ -79,12 +79,11 @@ absl::Status PrepareRequest(const RequestLimits& limits, GenerateRequest* reques
   KVIST_RETURN_IF_ERROR(
       cache_manager::ValidateAttention(request->cache.attention, limits.context_tokens));
   KVIST_ASSIGN_OR_RETURN(const KvCache* const format, PickFormat(limits, &request->cache));
-  // The worker that it moves from had one: an answer that has begun goes on without.
+  const absl::Status offload = CheckOffload(limits, request->cache);
+  // The worker that it moves from had the tier: an answer that has begun goes on without.
   const bool moved = request->attempt > 1;
-  if (moved && !limits.disk && request->cache.offload == OffloadTier::kDisk) {
-    request->cache.offload = OffloadTier::kOff;
-  }
-  KVIST_RETURN_IF_ERROR(CheckOffload(limits, request->cache));
+  if (!offload.ok() && !moved) return offload;
+  if (!offload.ok()) request->cache.offload = OffloadTier::kOff;
   const int64_t held = format->CapacityTokens(request->cache.attention);
   const int64_t prompt = static_cast<int64_t>(request->prompt_ids.size());
   if (prompt >= limits.context_tokens) {

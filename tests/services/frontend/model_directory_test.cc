@@ -138,7 +138,9 @@ TEST_F(ModelDirectoryTest, AWorkerThatDoesNotTellItsModelIsToldToTheLogOnce) {
 }
 
 TEST_F(ModelDirectoryTest, UnknownKvFormatIsNoErrorWhereNoModelIsKnown) {
-  EXPECT_TRUE(directory_.CheckKvFormat("q8").ok());
+  v1::CacheParams q8;
+  q8.set_kv_format("q8");
+  EXPECT_TRUE(directory_.CheckServed(q8).ok());
 }
 
 }  // namespace

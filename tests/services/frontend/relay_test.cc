@@ -99,6 +99,12 @@ grpc::Status Complete(ScriptStream& stream) {
   return grpc::Status::OK;
 }
 
+grpc::Status DieAfterFour(ScriptStream& stream) {
+  stream.Accept();
+  stream.Tokens(0, 4);
+  return grpc::Status(grpc::StatusCode::UNAVAILABLE, "killed");
+}
+
 // No gap, no repeat, and every token is the model's.
 void ExpectTokens(const RecordingRelaySink& sink, int64_t count) {
   ASSERT_EQ(sink.tokens.size(), static_cast<size_t>(count));
@@ -159,11 +165,7 @@ TEST_F(RelayTest, AnAnswerThatIsCutHasNoUsageOfItsWorker) {
 }
 
 TEST_F(RelayTest, WorkerThatDiesIsReplayedWithoutGapOrRepeat) {
-  ScriptedWorker dying("a", [](ScriptStream& stream) {
-    stream.Accept();
-    stream.Tokens(0, 4);
-    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "killed");
-  });
+  ScriptedWorker dying("a", &DieAfterFour);
   std::atomic<int> replayed_ids = -1;
   std::atomic<uint32_t> attempt = 0;
   ScriptedWorker other("b", [&](ScriptStream& stream) {
@@ -382,6 +384,18 @@ TEST_F(RelayTest, RefusalIsTheClientsAndNotTriedElsewhere) {
   ScriptedWorker other("b", &Complete);
   EXPECT_EQ(Run({&refusing, &other}).status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_EQ(other.calls(), 0);
+}
+
+TEST_F(RelayTest, RefusalOfAnAnswerThatHasBegunIsTriedElsewhere) {
+  ScriptedWorker dying("a", &DieAfterFour);
+  ScriptedWorker refusing("b", [](ScriptStream&) {
+    return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "another format");
+  });
+  ScriptedWorker third("c", &Complete);
+  const RelayResult result = Run({&dying, &refusing, &third});
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(refusing.calls(), 1);
+  ExpectTokens(sink_, kMost);
 }
 
 TEST_F(RelayTest, NameOfARunningRequestIsTheClientsMistakeAndNoLostWorker) {

@@ -211,7 +211,10 @@ TEST(ValidateTest, PromptsAtTheLimitAndOneOver) {
 }
 
 TEST(ValidateTest, WhatTheModelLimits) {
-  const ModelLimits model{.vocab = 100, .context_tokens = 50, .kv_formats = {"f16", "f32"}};
+  const ModelLimits model{.vocab = 100,
+                          .context_tokens = 50,
+                          .kv_formats = {"f16", "f32"},
+                          .offload_tiers = {v1::CacheParams::DISK}};
   using R = InferenceRequest;
   const std::vector<Row> rows = {
       {[](R& r) {
@@ -226,6 +229,9 @@ TEST(ValidateTest, WhatTheModelLimits) {
       {[](R& r) { r.sampling.top_k = 101; }, "sampling.top_k"},
       {[](R& r) { r.cache.kv_format = "f32"; }, ""},
       {[](R& r) { r.cache.kv_format = "q8"; }, "cache.kv_format"},
+      {[](R& r) { r.cache.offload = v1::CacheParams::OFF; }, ""},
+      {[](R& r) { r.cache.offload = v1::CacheParams::DISK; }, ""},
+      {[](R& r) { r.cache.offload = v1::CacheParams::HOST; }, "cache.offload"},
   };
   for (size_t i = 0; i < rows.size(); ++i) {
     InferenceRequest request = Good();
