@@ -1,8 +1,9 @@
-// A tier file on a disk that fails when a test says so.
+// A tier file on a disk that fails, or is slow, when a test says so.
 #ifndef KVIST_TESTS_SUPPORT_FAULTY_FILE_H_
 #define KVIST_TESTS_SUPPORT_FAULTY_FILE_H_
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -11,13 +12,14 @@
 
 namespace kvist::worker {
 
-// What a test switches while a store runs. Thread-safe.
+// What a test switches while a store runs. Thread-safe, but for the function, which is set before.
 struct DiskFaults {
   std::atomic<bool> full{false};        // writes and growth: RESOURCE_EXHAUSTED
   std::atomic<bool> unreadable{false};  // reads: UNKNOWN
   std::atomic<int64_t> bad_offset{-1};  // reads from there: UNKNOWN
   std::atomic<bool> torn{false};        // writes: only the first half, and OK
   std::atomic<int> writes{0};
+  std::function<void()> on_read;  // before each read, on its thread
 };
 
 // Thread-compatible.
@@ -31,6 +33,7 @@ class FaultyFile final : public TierFile {
     return file_->Resize(bytes);
   }
   absl::Status Read(int64_t offset, std::span<std::byte> out) const override {
+    if (faults_->on_read) faults_->on_read();
     if (faults_->unreadable || offset == faults_->bad_offset)
       return absl::UnknownError("Input/output error");
     return file_->Read(offset, out);
