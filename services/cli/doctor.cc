@@ -26,9 +26,12 @@ int64_t BlocksOfSession(const worker::LayerGroup& group, int64_t tokens, int32_t
   return std::min(all, CeilDiv<int64_t>(group.window, block_tokens) + 1);
 }
 
-FormatFit FitFormat(const std::vector<worker::LayerGroup>& groups, worker::KvPoolsOptions options) {
+// With one format.
+FormatFit FitFormat(const std::vector<worker::LayerGroup>& groups,
+                    const worker::KvPoolsOptions& options) {
   const worker::KvFormat format = options.formats.front();
-  FormatFit fit{.format = std::string(worker::KvFormatName(format))};
+  FormatFit fit{.format = std::string(worker::KvFormatName(format)),
+                .kv_memory_bytes = options.kv_bytes};
   for (const worker::LayerGroup& group : groups) {
     const int64_t bytes = worker::KvLayout(group, format, options.block_tokens).BytesPerToken();
     fit.bytes_per_token += bytes;
@@ -61,33 +64,29 @@ absl::StatusOr<ModelFit> FitModel(const gguf::File& file, const worker::CpuBacke
     return InvalidField("context_tokens", absl::StrCat("is ", options.context_tokens,
                                                        "; the model's is ", config.context_tokens));
   }
-  ModelFit fit{
-      .name = config.architecture,
-      .architecture = config.architecture,
-      .parameters = sizes.parameters,
-      .model_context_tokens = config.context_tokens,
-      .context_tokens = options.context_tokens != 0
-                            ? options.context_tokens
-                            : std::min(config.context_tokens, worker::kDefaultContextTokens),
-      .weight_bytes = sizes.arena_bytes,
-      .step_bytes = sizes.step_bytes};
+  worker::KvPoolsOptions pools = worker::KvPoolsOptionsOf(options, config.context_tokens);
+  ModelFit fit{.name = config.architecture,
+               .architecture = config.architecture,
+               .parameters = sizes.parameters,
+               .model_context_tokens = config.context_tokens,
+               .context_tokens = pools.context_tokens,
+               .weight_bytes = sizes.arena_bytes,
+               .step_bytes = sizes.step_bytes};
   if (file.FindValue("general.name") != nullptr) {
     KVIST_ASSIGN_OR_RETURN(fit.name, file.GetString("general.name"));
   }
   const std::vector<worker::LayerGroup> groups = worker::LayerGroupsOf(config);
-  worker::KvPoolsOptions pools{.block_tokens = options.block_tokens,
-                               .context_tokens = fit.context_tokens,
-                               .max_batch_tokens = options.max_batch_tokens,
-                               .kv_bytes = options.kv_bytes};
-  if (pools.kv_bytes == 0) {
-    pools.formats = options.kv_formats;
-    pools.kv_bytes = worker::DefaultKvBytes(
-        groups, pools, std::max<int64_t>(0, available_bytes - fit.weight_bytes));
-  }
-  fit.kv_memory_bytes = pools.kv_bytes;
+  KVIST_RETURN_IF_ERROR(worker::CheckKvPools(groups, pools));
+  const int64_t left_bytes = std::max<int64_t>(0, available_bytes - fit.weight_bytes);
+  const auto kv_bytes = [&] {
+    return options.kv_bytes != 0 ? options.kv_bytes
+                                 : worker::DefaultKvBytes(groups, pools, left_bytes);
+  };
+  fit.kv_memory_bytes = kv_bytes();
   for (const worker::KvFormat format : worker::KnownKvFormats()) {
     pools.formats = {format};
     if (!worker::CheckKvPools(groups, pools).ok()) continue;  // heads that it cannot hold
+    pools.kv_bytes = kv_bytes();
     fit.formats.push_back(FitFormat(groups, pools));
   }
   return fit;
@@ -154,7 +153,7 @@ std::vector<std::string> WarningsOf(const Diagnosis& diagnosis) {
   for (const FormatFit& format : model.formats) {
     if (format.tokens > 0) continue;
     warnings.push_back(absl::StrCat("in ", format.format, " the KV memory of ",
-                                    HumanBytes(model.kv_memory_bytes),
+                                    HumanBytes(format.kv_memory_bytes),
                                     " does not hold one sequence of ", model.context_tokens,
                                     " tokens: raise --kv-memory or lower --context"));
   }

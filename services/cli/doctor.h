@@ -18,6 +18,7 @@ namespace kvist::services {
 // What one KV format takes and what fits into the KV memory if it is served alone.
 struct FormatFit {
   std::string format;
+  int64_t kv_memory_bytes = 0;      // that its pools would get
   int64_t bytes_per_token = 0;      // of all layers
   int64_t bytes_beyond_window = 0;  // of each token once the windowed layers let go of one: the
                                     // others; as bytes_per_token where no layer has a window

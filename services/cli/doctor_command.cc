@@ -51,6 +51,7 @@ nlohmann::ordered_json ModelJson(const Diagnosis& diagnosis) {
   auto formats = nlohmann::ordered_json::array();
   for (const FormatFit& format : model.formats) {
     formats.push_back({{"format", format.format},
+                       {"kv_memory_bytes", format.kv_memory_bytes},
                        {"kv_bytes_per_token", format.bytes_per_token},
                        {"kv_bytes_per_token_beyond_window", format.bytes_beyond_window},
                        {"tokens", format.tokens},

@@ -154,22 +154,12 @@ absl::Status ReadOptions(const gguf::File& file, const CpuBackendOptions& option
   KVIST_RETURN_IF_ERROR(
       CheckRange("context_tokens", options.context_tokens, 0, config.context_tokens));
   KVIST_ASSIGN_OR_RETURN(backend.facts.sampling_defaults, ReadSamplingDefaults(file, config.vocab));
-  backend.limits = {.vocab = config.vocab,
-                    .context_tokens = options.context_tokens != 0
-                                          ? options.context_tokens
-                                          : std::min(config.context_tokens, kDefaultContextTokens),
-                    .max_batch_tokens = options.max_batch_tokens,
-                    .max_logit_rows = options.max_logit_rows};
+  backend.limits = {
+      .vocab = config.vocab,
+      .context_tokens = KvPoolsOptionsOf(options, config.context_tokens).context_tokens,
+      .max_batch_tokens = options.max_batch_tokens,
+      .max_logit_rows = options.max_logit_rows};
   return absl::OkStatus();
-}
-
-KvPoolsOptions PoolsOptions(const CpuBackendOptions& options, const BatchLimits& limits) {
-  return {.formats = options.kv_formats,
-          .block_tokens = options.block_tokens,
-          .context_tokens = limits.context_tokens,
-          .max_batch_tokens = limits.max_batch_tokens,
-          .kv_bytes = options.kv_bytes,
-          .blocks_per_pool = options.blocks_per_pool};
 }
 
 absl::Status LoadModel(const gguf::File& file, const CpuBackendOptions& options,
@@ -219,7 +209,7 @@ absl::StatusOr<ModelFacts> FactsOf(const gguf::File& file, const CpuBackend& bac
 }
 
 absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
-  KvPoolsOptions plan = PoolsOptions(options, backend.limits);
+  KvPoolsOptions plan = KvPoolsOptionsOf(options, backend.config.context_tokens);
   const std::vector<LayerGroup>& groups = backend.facts.groups;
   if (plan.kv_bytes == 0 && plan.blocks_per_pool == 0) {
     KVIST_ASSIGN_OR_RETURN(const int64_t available, MemoryAvailableBytes());
@@ -233,6 +223,17 @@ absl::Status TakePools(const CpuBackendOptions& options, CpuBackend& backend) {
 
 }  // namespace
 
+KvPoolsOptions KvPoolsOptionsOf(const CpuBackendOptions& options, int64_t model_context_tokens) {
+  return {.formats = options.kv_formats,
+          .block_tokens = options.block_tokens,
+          .context_tokens = options.context_tokens != 0
+                                ? options.context_tokens
+                                : std::min(model_context_tokens, kDefaultContextTokens),
+          .max_batch_tokens = options.max_batch_tokens,
+          .kv_bytes = options.kv_bytes,
+          .blocks_per_pool = options.blocks_per_pool};
+}
+
 int UsableCores() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -244,8 +245,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const gguf::File& file
                                                           const CpuBackendOptions& options) {
   auto backend = std::make_unique<CpuBackend>();
   KVIST_RETURN_IF_ERROR(ReadOptions(file, options, *backend));
-  KVIST_RETURN_IF_ERROR(
-      CheckKvPools(LayerGroupsOf(backend->config), PoolsOptions(options, backend->limits)));
+  KVIST_RETURN_IF_ERROR(CheckKvPools(LayerGroupsOf(backend->config),
+                                     KvPoolsOptionsOf(options, backend->config.context_tokens)));
   {
     const FloatEnvironmentScope environment;
     KVIST_RETURN_IF_ERROR(LoadModel(file, options, *backend));

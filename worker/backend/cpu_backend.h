@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "common/gguf/gguf_file.h"
 #include "worker/backend/backend.h"
+#include "worker/backend/kv_pools.h"
 
 namespace kvist::worker {
 
@@ -34,6 +35,10 @@ struct CpuBackendOptions {
   std::function<void(int64_t, int64_t)> progress;
 };
 inline constexpr int64_t kDefaultContextTokens = 8192;
+
+// What a backend of these options asks of its pools, for a model whose own limit is
+// `model_context_tokens`. kv_bytes stays 0 where DefaultKvBytes is to choose it.
+KvPoolsOptions KvPoolsOptionsOf(const CpuBackendOptions& options, int64_t model_context_tokens);
 
 // The threads of CpuBackendOptions::threads = 0: cores that this process may use, at least 1.
 int UsableCores();

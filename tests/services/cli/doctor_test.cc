@@ -87,9 +87,33 @@ TEST(FitModelTest, TheKvMemoryIsAQuarterOfWhatTheWeightsLeave) {
   EXPECT_EQ(fit->kv_memory_bytes, (available - fit->weight_bytes) / 4);
 }
 
+// Nobody chose the memory, and there is more than a server would take by itself: 65,536 blocks in
+// each pool, so many bytes fewer in a smaller format.
+TEST(FitModelTest, WithoutAMemoryAskedForEachFormatHasWhatAServerOfItAloneWouldTake) {
+  worker::CpuBackendOptions options;
+  options.context_tokens = 64;
+  const auto fit = Fit("llama_a.Q4_1", options, 64 * kGigabyte);
+  ASSERT_TRUE(fit.ok()) << fit.status();
+  for (const FormatFit& format : fit->formats) {
+    EXPECT_EQ(format.tokens, 65536 * 16) << format.format;
+    EXPECT_EQ(format.kv_memory_bytes, 65536 * 16 * format.bytes_per_token) << format.format;
+  }
+  EXPECT_EQ(fit->kv_memory_bytes, 65536 * 16 * FormatOf(*fit, "f16").bytes_per_token);
+}
+
 TEST(FitModelTest, AContextBeyondTheModelsIsInvalid) {
   worker::CpuBackendOptions options;
   options.context_tokens = 257;
+  EXPECT_EQ(Fit("llama_a.Q4_1", options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(FitModelTest, FormatsThatNoServerStartsWithAreInvalid) {
+  worker::CpuBackendOptions options;
+  options.kv_formats = {worker::KvFormat::kQ4};
+  const absl::Status heads = Fit("llama_a.Q4_1", options).status();
+  EXPECT_EQ(heads.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(heads.message()), HasSubstr("q4 needs heads of a multiple of 32"));
+  options.kv_formats = {worker::KvFormat::kF16, worker::KvFormat::kF16};
   EXPECT_EQ(Fit("llama_a.Q4_1", options).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
