@@ -8,6 +8,7 @@
 #include "cache_manager/block_key.h"
 #include "common/base/status.h"
 #include "services/frontend/wire.h"
+#include "services/runtime/cache_params.h"
 
 namespace kvist::services {
 namespace {
@@ -78,9 +79,9 @@ absl::StatusOr<ModelLimits> LimitsFromWire(const v1::GetModelResponse& response,
                      .block_tokens = response.block_tokens(),
                      .kv_formats = {response.kv_formats().begin(), response.kv_formats().end()},
                      .offload_tiers = {}};
-  for (const int tier : response.offload_tiers()) {
-    if (!v1::CacheParams::Offload_IsValid(tier)) continue;  // of a later version
-    limits.offload_tiers.push_back(static_cast<v1::CacheParams::Offload>(tier));
+  for (const std::string& name : response.offload_tiers()) {
+    const v1::CacheParams::Offload tier = OffloadFromName(name);
+    if (tier != v1::CacheParams::OFFLOAD_UNSPECIFIED) limits.offload_tiers.push_back(tier);
   }
   return limits;
 }
@@ -163,6 +164,11 @@ v1::Model ServedModel::Describe() const {
   model.set_context_tokens(limits_.context_tokens);
   model.set_parameters(facts_.parameters());
   model.set_chat_format(chat_format_);
+  for (const std::string& format : limits_.kv_formats) model.add_kv_formats(format);
+  for (const v1::CacheParams::Offload tier : limits_.offload_tiers) {
+    model.add_offload_tiers(std::string(OffloadName(tier)));
+  }
+  model.set_block_tokens(limits_.block_tokens);
   return model;
 }
 

@@ -14,7 +14,7 @@ namespace kvist::services {
 v1::Vocabulary ToProto(const text::Vocabulary& vocabulary);
 // The vocabulary of a GGUF file. Errors as gguf::File::Open and text::ReadVocabulary.
 absl::StatusOr<text::Vocabulary> VocabularyOfFile(const std::string& path);
-// All but vocabulary, worker id, incarnation and tiers.
+// All but vocabulary, worker id, incarnation and offload tiers.
 v1::GetModelResponse DescribeModel(const worker::Backend& backend);
 
 }  // namespace kvist::services

@@ -9,6 +9,7 @@
 #include "common/base/check.h"
 #include "common/base/mutex.h"
 #include "common/base/status.h"
+#include "services/runtime/cache_params.h"
 #include "services/runtime/id_syntax.h"
 #include "services/runtime/metrics.h"
 #include "services/worker/engine_metrics.h"
@@ -214,7 +215,9 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(
                                                   .clock = &clock},
                                                  *backend));
   }
-  if (options.engine.disk != nullptr) model.add_offload_tiers(v1::CacheParams::DISK);
+  if (options.engine.disk != nullptr) {
+    model.add_offload_tiers(std::string(OffloadName(v1::CacheParams::DISK)));
+  }
   auto server = std::make_unique<Server>(options, std::move(backend), std::move(model));
   KVIST_RETURN_IF_ERROR(server->Listen());
   return server;

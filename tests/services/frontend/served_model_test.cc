@@ -1,5 +1,6 @@
 #include "services/frontend/served_model.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -37,6 +38,16 @@ TEST(ServedModelTest, KeepsTheDefaultsThatTheFileHas) {
   EXPECT_EQ((*model)->sampling_defaults().temperature, 0.5f);
   EXPECT_EQ((*model)->sampling_defaults().top_k, kLetterVocabularySize);
   EXPECT_FALSE((*model)->sampling_defaults().top_p.has_value());
+}
+
+TEST(ServedModelTest, DescribesWhatCachesItsWorkerHas) {
+  v1::GetModelResponse response = Answer();
+  response.add_kv_formats("q8");
+  response.add_offload_tiers("disk");
+  const v1::Model model = ServedModel::Create(response).value()->Describe();
+  EXPECT_THAT(model.kv_formats(), testing::ElementsAre("f16", "q8"));
+  EXPECT_THAT(model.offload_tiers(), testing::ElementsAre("disk"));
+  EXPECT_EQ(model.block_tokens(), 16);
 }
 
 TEST(ServedModelTest, RefusesDefaultsThatNoRequestMayHave) {

@@ -13,6 +13,7 @@ namespace kvist::services {
 namespace {
 
 using absl::StatusCode;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 class WorkerOffloadTest : public testing::Test {
@@ -65,6 +66,19 @@ TEST_F(WorkerOffloadTest, WhatCannotBeServedIsNamed) {
   host.mutable_cache()->set_offload(v1::CacheParams::HOST);
   refused = Generate(*worker.stub, host);
   EXPECT_THAT(std::string(refused.status.message()), HasSubstr("there is off, disk"));
+}
+
+TEST_F(WorkerOffloadTest, GetModelTellsTheDiskToThoseWhoKnowTheModelToo) {
+  const TestWorker worker = StartWorker({}, Options());
+  const std::string fingerprint = worker.server->engine().backend().model().fingerprint;
+  for (const std::string& known : {std::string(), fingerprint}) {
+    grpc::ClientContext context;
+    v1::GetModelRequest request;
+    request.set_known_fingerprint(known);
+    v1::GetModelResponse response;
+    ASSERT_TRUE(worker.stub->GetModel(&context, request, &response).ok());
+    EXPECT_THAT(response.offload_tiers(), ElementsAre("disk")) << known;
+  }
 }
 
 TEST_F(WorkerOffloadTest, AFolderThatCannotServeIsRefusedAtTheStart) {

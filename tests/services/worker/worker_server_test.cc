@@ -294,6 +294,7 @@ TEST(WorkerServerTest, GetModelTellsTheVocabularyToThoseWhoLackIt) {
   EXPECT_EQ(whole.worker_id(), "w7");
   EXPECT_EQ(whole.chat_format_override(), "chatml");
   EXPECT_THAT(whole.kv_formats(), testing::ElementsAre("f16", "q8", "q4", "f32"));
+  EXPECT_THAT(whole.offload_tiers(), testing::IsEmpty());
   EXPECT_EQ(whole.sampling_defaults().temperature(), 0.5f);
   EXPECT_EQ(whole.sampling_defaults().top_k(), 12);
   EXPECT_FALSE(whole.sampling_defaults().has_top_p());
