@@ -40,6 +40,23 @@ TEST(ServedModelTest, KeepsTheDefaultsThatTheFileHas) {
   EXPECT_FALSE((*model)->sampling_defaults().top_p.has_value());
 }
 
+TEST(ServedModelTest, WhatOneOfTheWorkersServesIsServed) {
+  v1::GetModelResponse other = Answer();
+  other.clear_kv_formats();
+  other.add_kv_formats("q8");
+  other.add_offload_tiers("disk");
+  other.add_offload_tiers("a tier of a later version");
+  other.set_context_tokens(other.context_tokens() + 100);
+  const auto model = ServedModel::Create(Answer()).value();
+  ModelLimits limits = model->limits();
+  Widen(LimitsFromWire(other, limits.vocab).value(), limits);
+  const v1::Model described = model->WithLimits(limits)->Describe();
+  EXPECT_THAT(described.kv_formats(), testing::ElementsAre("f16", "q8"));
+  EXPECT_THAT(described.offload_tiers(), testing::ElementsAre("disk"));
+  EXPECT_EQ(described.context_tokens(), other.context_tokens());
+  EXPECT_EQ(model->Describe().offload_tiers_size(), 0);
+}
+
 TEST(ServedModelTest, DescribesWhatCachesItsWorkerHas) {
   v1::GetModelResponse response = Answer();
   response.add_kv_formats("q8");
