@@ -73,7 +73,7 @@ class OffloadChoiceTest : public testing::Test {
   OffloadStats stats() const { return core_->stats().offload; }
 
   TempFolder folder_;
-  const HashBackendOptions backend_;
+  HashBackendOptions backend_;
   std::shared_ptr<HashBackendControl> control_ = std::make_shared<HashBackendControl>();
   std::shared_ptr<DiskFaults> faults_ = std::make_shared<DiskFaults>();
   std::atomic<int64_t> read_{0};  // nanoseconds of each
