@@ -32,6 +32,8 @@ struct RoleClusterOptions {
   std::function<void(size_t index, worker::HashBackendOptions*, WorkerServerOptions*)> unlike;
   std::string cluster_secret = "the tests'";
   bool trust_snapshots = false;
+  // On a worker's thread, before each batch; may wait.
+  std::function<void(const worker::Batch&)> on_run;
 };
 
 // How fast a worker runs. Thread-safe.
@@ -64,7 +66,8 @@ class RoleCluster {
   explicit RoleCluster(const RoleClusterOptions& options = {})
       : sampling_defaults_(options.sampling_defaults),
         backend_(options.backend),
-        unlike_(options.unlike) {
+        unlike_(options.unlike),
+        on_run_(options.on_run) {
     CacheManagerServerOptions manager_options;
     manager_options.server.role = "cache-manager";
     manager = CacheManagerServer::Start(manager_options).value();
@@ -121,7 +124,10 @@ class RoleCluster {
     WorkerServerOptions options;
     if (unlike_) unlike_(workers.size(), &backend, &options);
     auto control = std::make_shared<worker::HashBackendControl>();
-    control->on_run = [this](const worker::Batch&) { pace.Step(); };
+    control->on_run = [this](const worker::Batch& batch) {
+      if (on_run_) on_run_(batch);
+      pace.Step();
+    };
     options.worker_id = absl::StrCat("worker-", workers.size() + 1);
     options.cache_manager_address = manager->server().grpc_address();
     options.vocabulary = LetterVocabulary();
@@ -140,6 +146,7 @@ class RoleCluster {
   const worker::SamplingDefaults sampling_defaults_;
   const worker::HashBackendOptions backend_;
   const decltype(RoleClusterOptions::unlike) unlike_;
+  const std::function<void(const worker::Batch&)> on_run_;
 };
 
 }  // namespace kvist::services
