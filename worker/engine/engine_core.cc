@@ -224,10 +224,14 @@ int64_t EngineCore::Grow(Sequence& sequence, int64_t tokens) {
   return std::min(tokens, live.blocks.GrowTo(live.stored_tokens + tokens) - live.stored_tokens);
 }
 
-std::optional<int64_t> EngineCore::LossOf(const Sequence& victim, const Sequence& needy) const {
+std::optional<Loss> EngineCore::LossOf(const Sequence& victim, const Sequence& needy) const {
   const LiveRequest& live = LiveOf(victim);
   if (live.format != LiveOf(needy).format || live.blocks.table(0).empty()) return std::nullopt;
-  return live.blocks.UnnamedTokens();
+  const auto on_disk = [&](size_t group, const cache_manager::BlockKey& key) {
+    return live.offloads() && offload_->tiers()[live.format->pools[group]]->Contains(key);
+  };
+  return Loss{.helps = live.blocks.FreesWhatIsShort(),
+              .tokens = live.blocks.stored_tokens() - live.blocks.KeptWithout(on_disk)};
 }
 
 void EngineCore::Preempt(Sequence& sequence) {

@@ -69,7 +69,7 @@ class EngineCore final : private BlockLedger {
  private:
   bool Admit(Sequence& sequence, int64_t spare_blocks) override;
   int64_t Grow(Sequence& sequence, int64_t tokens) override;
-  std::optional<int64_t> LossOf(const Sequence& victim, const Sequence& needy) const override;
+  std::optional<Loss> LossOf(const Sequence& victim, const Sequence& needy) const override;
   void Preempt(Sequence& sequence) override;
 
   void MakePools();

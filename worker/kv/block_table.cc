@@ -247,6 +247,33 @@ void SequenceBlocks::Fork(const SequenceBlocks& other) {
   stored_ = other.stored_;
 }
 
+bool SequenceBlocks::IsOnlyHolder(size_t group, size_t block) const {
+  const BlockRef& ref = groups_[group].refs[block];
+  return !ref.empty() && cache_->groups_[group].pool->Facts(ref.index()).references == 1;
+}
+
+int64_t SequenceBlocks::KeptWithout(
+    absl::FunctionRef<bool(size_t group, const BlockKey& key)> elsewhere) const {
+  for (size_t block = 0; block < groups_[0].table.size(); ++block) {
+    const bool named = static_cast<int64_t>(block) < named_;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      if (!IsOnlyHolder(g, block) || (named && elsewhere(g, keys_[block]))) continue;
+      return std::min(stored_, static_cast<int64_t>(block) * cache_->block_tokens_);
+    }
+  }
+  return stored_;
+}
+
+bool SequenceBlocks::FreesWhatIsShort() const {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (cache_->groups_[g].pool->Available() > 0) continue;
+    size_t block = groups_[g].table.size();  // the last ones are least shared
+    while (block > 0 && !IsOnlyHolder(g, block - 1)) --block;
+    if (block == 0) return false;
+  }
+  return true;
+}
+
 bool SequenceBlocks::SharesTail() const {
   if (stored_ % cache_->block_tokens_ == 0) return false;
   const size_t tail = static_cast<size_t>(stored_ / cache_->block_tokens_);

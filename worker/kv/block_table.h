@@ -154,8 +154,12 @@ class SequenceBlocks {
   int64_t ReservedBlocks(size_t group) const { return groups_[group].reservation.remaining(); }
   // Whether others refer to the partial last block, so that it may not be written.
   bool SharesTail() const;
-  // Stored tokens without a name: lost if the blocks are given back.
-  int64_t UnnamedTokens() const { return stored_ - named_ * cache_->block_tokens_; }
+  // Stored tokens that stay stored if the blocks that nobody else refers to are given back and
+  // taken by others: those before the first such block that is not `elsewhere` either.
+  int64_t KeptWithout(
+      absl::FunctionRef<bool(size_t group, const cache_manager::BlockKey& key)> elsewhere) const;
+  // Whether giving all back leaves no pool without a block to hand out.
+  bool FreesWhatIsShort() const;
   // INTERNAL naming the first violated invariant (block_table.cc).
   absl::Status CheckInvariants() const;
 
@@ -175,6 +179,8 @@ class SequenceBlocks {
     }
   };
 
+  // Whether the sequence has that block of the group and nobody else refers to it.
+  bool IsOnlyHolder(size_t group, size_t block) const;
   // Keys of the first `blocks` full blocks of `tokens`.
   void ComputeKeys(std::span<const int32_t> tokens, int64_t blocks);
   const cache_manager::BlockKey& ParentOf(int64_t block) const;

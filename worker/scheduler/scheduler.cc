@@ -135,15 +135,15 @@ int64_t Scheduler::GrowOrPreempt(Sequence* sequence, int64_t tokens, Plan* plan)
 
 Sequence* Scheduler::PickVictim(const Sequence& needy) const {
   Sequence* best = nullptr;
-  std::tuple<bool, int32_t, int64_t> best_cost;
+  std::tuple<bool, bool, int32_t, int64_t> best_cost;
   // From the last on: among equals it stays.
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     Sequence* candidate = *it;
     const bool before = !ServedBefore(needy, *candidate);
     if (candidate == &needy || !candidate->preemptible || (before && needy.preemptible)) continue;
-    const std::optional<int64_t> loss = ledger_->LossOf(*candidate, needy);
+    const std::optional<Loss> loss = ledger_->LossOf(*candidate, needy);
     if (!loss.has_value()) continue;
-    const std::tuple cost(before, candidate->priority, *loss);
+    const std::tuple cost(before, !loss->helps, candidate->priority, loss->tokens);
     if (best == nullptr || cost < best_cost) {
       best = candidate;
       best_cost = cost;

@@ -12,6 +12,15 @@
 
 namespace kvist::worker {
 
+// Of a victim that gives its blocks back.
+struct Loss {
+  // Each pool that has no block left would have one. Not if others hold all of the victim's there.
+  bool helps = true;
+  // Its tokens that are computed again if the blocks that only it holds are taken by others, as
+  // they are one by one while it waits. What is on a tier too is read and not lost.
+  int64_t tokens = 0;
+};
+
 // The mechanism behind the decisions: the engine's block tables, or a test's book-keeping.
 class BlockLedger {
  public:
@@ -25,9 +34,9 @@ class BlockLedger {
   // Takes blocks for up to `tokens` beyond the stored ones. Returns how many of them have blocks
   // now.
   virtual int64_t Grow(Sequence& sequence, int64_t tokens) = 0;
-  // The tokens of `victim` that would have to be computed again if it gave its blocks back; nullopt
-  // if `needy` could use none of them.
-  virtual std::optional<int64_t> LossOf(const Sequence& victim, const Sequence& needy) const = 0;
+  // What it would mean if `victim` gave its blocks back; nullopt if it has none of the pools of
+  // `needy`.
+  virtual std::optional<Loss> LossOf(const Sequence& victim, const Sequence& needy) const = 0;
   // Gives back all blocks of the sequence (those that are named stay cached) and sets its
   // stored_tokens to 0.
   virtual void Preempt(Sequence& sequence) = 0;
@@ -57,10 +66,10 @@ struct Plan {
 //      Who is first in the queue and does not fit holds up those behind, so nobody starves by being
 //      passed over. One whose blocks are being read is passed over meanwhile, once an admission.
 //   3. Who needs a block when there is none takes it from one behind itself in the order of
-//      service: of lowest priority, then the one that loses least, then the latest; never from one
-//      that is not preemptible. Without one behind it, it pauses and keeps its blocks. One that is
-//      not preemptible itself, and waits for promised blocks that others still use, may also take
-//      from those before it.
+//      service: one whose blocks help, of lowest priority, then the one that loses least, then the
+//      latest; never from one that is not preemptible. Without one behind it, it pauses and keeps
+//      its blocks. One that is not preemptible itself, and waits for promised blocks that others
+//      still use, may also take from those before it.
 // So the first in the order moves on in every step, or those with promises, which end by
 // themselves, do: every sequence ends. And no request starves, whatever priorities arrive: one of
 // priority p is overtaken only by those that come within (p' - p) * kStepsPerPriority steps after

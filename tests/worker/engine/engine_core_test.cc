@@ -279,6 +279,19 @@ TEST_F(EngineCoreTest, PreemptionChangesNoToken) {
   ExpectNothingActive();
 }
 
+// The short one has more tokens behind its last full block, and fewer in all.
+TEST_F(EngineCoreTest, TheVictimIsTheOneWithTheLeastToComputeAgain) {
+  backend.num_blocks = 8;  // 2 + 3 + 1, and as many as run stay spare at the last one's admission
+  Make();
+  auto needy = Add(RequestOf("needy", Ids(30, 1), 10));
+  auto longer = Add(RequestOf("long", Ids(47, 2), 10));
+  auto shorter = Add(RequestOf("short", Ids(16, 3), 10));
+  RunToEnd();
+  EXPECT_EQ(needy->finished->preemptions, 0);
+  EXPECT_EQ(longer->finished->preemptions, 0);
+  EXPECT_EQ(shorter->finished->preemptions, 1);
+}
+
 TEST_F(EngineCoreTest, HigherPriorityIsServedFirst) {
   options.max_running_sequences = 1;
   Make();

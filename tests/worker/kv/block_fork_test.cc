@@ -134,6 +134,28 @@ class BlockForkTest : public testing::Test {
   int copies_ = 0;
 };
 
+TEST_F(BlockForkTest, WhatIsLostWithTheBlocksIsWhatNobodyElseHas) {
+  Make({0}, 6);
+  const auto nowhere = [](size_t, const cache_manager::BlockKey&) { return false; };
+  Branch a = New();
+  ASSERT_TRUE(Write(a, Tokens(40)));
+  EXPECT_EQ(a.blocks.KeptWithout(nowhere), 0);
+  EXPECT_TRUE(a.blocks.FreesWhatIsShort());  // none is short
+  EXPECT_EQ(a.blocks.KeptWithout([&](size_t, const cache_manager::BlockKey& key) {
+    return key == a.blocks.named()[0];
+  }),
+            16);
+  Branch b = ForkOf(a);
+  EXPECT_EQ(a.blocks.KeptWithout(nowhere), 40);
+  ASSERT_TRUE(Write(b, Tokens(30, 7)));  // 70 tokens: the partial block was copied, two are new
+  EXPECT_EQ(b.blocks.KeptWithout(nowhere), 32);
+  EXPECT_EQ(pools_[0]->Available(), 0);
+  Branch c = ForkOf(b);
+  EXPECT_TRUE(a.blocks.FreesWhatIsShort());  // its partial block is its own again
+  EXPECT_FALSE(b.blocks.FreesWhatIsShort());
+  EXPECT_FALSE(c.blocks.FreesWhatIsShort());
+}
+
 TEST_F(BlockForkTest, AForkTakesNoBlockUntilItWrites) {
   Make({0}, 20);
   Branch a = New();

@@ -47,10 +47,11 @@ class FakeLedger final : public BlockLedger {
     free -= more;
     return std::min(tokens, have - sequence.stored_tokens);
   }
-  std::optional<int64_t> LossOf(const Sequence& victim, const Sequence&) const override {
+  std::optional<Loss> LossOf(const Sequence& victim, const Sequence&) const override {
     const auto found = held.find(const_cast<Sequence*>(&victim));
     if (found == held.end() || found->second == 0) return std::nullopt;
-    return victim.stored_tokens - static_cast<const Job&>(victim).named;
+    return Loss{.helps = &victim != of_no_help,
+                .tokens = victim.stored_tokens - static_cast<const Job&>(victim).named};
   }
   void Preempt(Sequence& sequence) override {
     EXPECT_TRUE(sequence.preemptible);
@@ -64,7 +65,8 @@ class FakeLedger final : public BlockLedger {
   }
 
   int64_t free;
-  Sequence* to_restore = nullptr;  // its next admission waits for blocks
+  const Sequence* of_no_help = nullptr;  // others hold all that it has
+  Sequence* to_restore = nullptr;        // its next admission waits for blocks
   std::map<Sequence*, int64_t> held;
   std::map<Sequence*, int> preempted;
 };
@@ -300,6 +302,19 @@ TEST_F(SchedulerTest, AmongEqualsTheVictimLosesLeast) {
   EXPECT_TRUE(ledger->preempted.contains(cheap));
   EXPECT_EQ(dear->state, SequenceState::kDecode);
   EXPECT_FALSE(ledger->preempted.contains(first));
+}
+
+TEST_F(SchedulerTest, WhoseBlocksAreOfNoHelpIsTakenOnlyWhereNobodyElseIs) {
+  for (const bool alone : {false, true}) {
+    Make(alone ? 22 : 33, 8, 64);
+    Add(10, 20, 2);
+    Job* helps = alone ? nullptr : Add(10, 20, 1);
+    Job* shares = Add(10, 20);
+    ledger->of_no_help = shares;
+    while (ledger->preempted.empty()) ASSERT_TRUE(Step());
+    EXPECT_TRUE(ledger->preempted.contains(alone ? shares : helps));
+    EXPECT_EQ(ledger->preempted.size(), 1u);
+  }
 }
 
 TEST_F(SchedulerTest, NobodyTakesWhatWasPromised) {
