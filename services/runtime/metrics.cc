@@ -67,8 +67,9 @@ constexpr MetricDescription kAll[] = {
     {kWorker, kHistogram, "kvist_batch_tokens", "tokens", "worker", "Tokens in one step."},
     {kWorker, kCounter, "kvist_worker_requests_total", "requests", "worker,finished_reason",
      "Requests ended on the worker, by reason."},
-    {kWorker, kCounter, "kvist_cache_requests_total", "requests", "worker,allocation",
-     "Requests that the worker took, by how they get their blocks."},
+    {kWorker, kCounter, "kvist_cache_requests_total", "requests",
+     "worker,allocation,attention,kv_format,offload",
+     "Requests that the worker took, by the cache that they have."},
     {kWorker, kCounter, "kvist_evictions_total", "blocks", "worker,cause",
      "Blocks that left a tier, by cause."},
     {kWorker, kCounter, "kvist_offload_written_blocks_total", "blocks", "worker",
@@ -139,9 +140,14 @@ prometheus::Gauge& Gauge(prometheus::Registry& registry, const MetricDescription
   return GaugeFamily(registry, row).Add(labels);
 }
 
+prometheus::Family<prometheus::Counter>& CounterFamily(prometheus::Registry& registry,
+                                                       const MetricDescription& row) {
+  return prometheus::BuildCounter().Name(row.name).Help(row.help).Register(registry);
+}
+
 prometheus::Counter& Counter(prometheus::Registry& registry, const MetricDescription& row,
                              const Labels& labels = {}) {
-  return prometheus::BuildCounter().Name(row.name).Help(row.help).Register(registry).Add(labels);
+  return CounterFamily(registry, row).Add(labels);
 }
 
 prometheus::Histogram& Histogram(prometheus::Registry& registry, const MetricDescription& row,
@@ -225,8 +231,7 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& registry, const std::string& 
       batch_tokens(Histogram(registry, KVIST_ROW("batch_tokens"), kTokens, {{"worker", id}})),
       worker_requests_total(Counters(registry, KVIST_ROW("worker_requests_total"),
                                      "finished_reason", kFinishReasonLabels, {{"worker", id}})),
-      cache_requests_total(Counters(registry, KVIST_ROW("cache_requests_total"), "allocation",
-                                    kAllocationLabels, {{"worker", id}})),
+      cache_requests_total(CounterFamily(registry, KVIST_ROW("cache_requests_total"))),
       evictions_total(Counters(registry, KVIST_ROW("evictions_total"), "cause", kCauseLabels,
                                {{"worker", id}})),
       offload_written_blocks_total(

@@ -41,6 +41,9 @@ inline constexpr std::array<const char*, kFinishReasons> kFinishReasonLabels = {
 inline constexpr size_t kAllocations = 3;  // as worker::Allocation
 inline constexpr std::array<const char*, kAllocations> kAllocationLabels = {"paged", "static",
                                                                             "none"};
+inline constexpr std::array<const char*, 2> kAttentionLabels = {"full", "window"};
+inline constexpr size_t kOffloads = 3;  // as worker::OffloadTier
+inline constexpr std::array<const char*, kOffloads> kOffloadLabels = {"off", "disk", "host"};
 inline constexpr size_t kOffloadMisses = 4;
 inline constexpr std::array<const char*, kOffloadMisses> kOffloadMissLabels = {
     "damaged", "read_error", "write_error", "not_written"};
@@ -83,7 +86,9 @@ struct WorkerMetrics {
   prometheus::Histogram& step_seconds;
   prometheus::Histogram& batch_tokens;
   std::array<prometheus::Counter*, kFinishReasons> worker_requests_total;
-  std::array<prometheus::Counter*, kAllocations> cache_requests_total;
+  // Labels: worker, allocation, attention, kv_format, offload, of the values above and the formats
+  // served.
+  prometheus::Family<prometheus::Counter>& cache_requests_total;
   std::array<prometheus::Counter*, kEvictionCauses> evictions_total;
   prometheus::Counter& offload_written_blocks_total;
   prometheus::Counter& offload_written_bytes_total;

@@ -1,6 +1,7 @@
 #include "services/worker/engine_metrics.h"
 
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cache_manager/tier_index.h"
@@ -22,6 +23,7 @@ void Raise(prometheus::Counter& counter, uint64_t from, uint64_t to) {
 EngineMetrics::EngineMetrics(const worker::Backend& backend, const worker::DiskStore* disk,
                              WorkerMetrics* metrics)
     : metrics_(metrics) {
+  AddCacheKinds(backend);
   if (disk != nullptr) {
     metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", "offload"}})
         .Set(static_cast<double>(disk->memory_bytes()));
@@ -46,6 +48,42 @@ EngineMetrics::EngineMetrics(const worker::Backend& backend, const worker::DiskS
   }
 }
 
+void EngineMetrics::AddCacheKinds(const worker::Backend& backend) {
+  static_assert(kAllocations == worker::kNumAllocations && kOffloads == worker::kNumOffloadTiers);
+  std::vector<worker::KvFormat> formats;
+  for (const worker::PoolSpec& pool : backend.pools()) {
+    if (formats.empty() || formats.back() != pool.format) formats.push_back(pool.format);
+  }
+  for (const worker::KvFormat format : formats) {
+    for (size_t a = 0; a < kAllocations; ++a) {
+      for (const bool window : {false, true}) {
+        for (size_t o = 0; o < kOffloads; ++o) {
+          AddCacheKind(
+              {.allocation = static_cast<worker::Allocation>(a),
+               .attention = {.window_tokens = window ? cache_manager::kLeastWindowTokens : 0},
+               .kv_format = format,
+               .offload = static_cast<worker::OffloadTier>(o)});
+        }
+      }
+    }
+  }
+}
+
+void EngineMetrics::AddCacheKind(const worker::CacheOptions& cache) {
+  // Nobody can ask for it.
+  if (cache.allocation == worker::Allocation::kNone && cache.offload != worker::OffloadTier::kOff) {
+    return;
+  }
+  cache_kinds_.push_back(
+      {.cache = cache,
+       .requests = &metrics_->cache_requests_total.Add(
+           {{"worker", metrics_->worker_id},
+            {"allocation", kAllocationLabels[static_cast<size_t>(cache.allocation)]},
+            {"attention", kAttentionLabels[cache.attention.window_tokens > 0 ? 1 : 0]},
+            {"kv_format", std::string(worker::KvFormatName(*cache.kv_format))},
+            {"offload", kOffloadLabels[static_cast<size_t>(cache.offload)]}})});
+}
+
 void EngineMetrics::Update(const worker::EngineStats& stats, const worker::EngineState& state,
                            MonotonicTime now) {
   metrics_->num_requests_running.Set(static_cast<double>(stats.running));
@@ -63,9 +101,8 @@ void EngineMetrics::Update(const worker::EngineStats& stats, const worker::Engin
         drafts.accepted_tokens);
   Raise(metrics_->forked_requests_total, last_.forks, stats.forks);
   Raise(metrics_->copied_blocks_total, last_.copied_blocks, stats.copied_blocks);
-  static_assert(kAllocations == worker::kNumAllocations);
-  for (size_t i = 0; i < kAllocations; ++i) {
-    Raise(*metrics_->cache_requests_total[i], last_.requests[i], stats.requests[i]);
+  for (const CacheKind& kind : cache_kinds_) {
+    Raise(*kind.requests, last_.requests[kind.cache], stats.requests[kind.cache]);
   }
   if (stats.steps > last_.steps) {
     metrics_->step_seconds.Observe(stats.last_step_seconds);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/base/clock.h"
+#include "prometheus/counter.h"
 #include "prometheus/gauge.h"
 #include "services/runtime/metrics.h"
 #include "worker/engine/engine.h"
@@ -31,6 +32,13 @@ class EngineMetrics {
     prometheus::Gauge* free = nullptr;
   };
 
+  struct CacheKind {
+    worker::CacheOptions cache;
+    prometheus::Counter* requests = nullptr;
+  };
+
+  void AddCacheKinds(const worker::Backend& backend);
+  void AddCacheKind(const worker::CacheOptions& cache);
   void UpdateOffload(const worker::OffloadStats& stats);
 
   WorkerMetrics* const metrics_;
@@ -38,6 +46,7 @@ class EngineMetrics {
   std::array<uint64_t, kEvictionCauses> last_evictions_{};
   MonotonicTime last_blocks_;
   std::vector<std::array<prometheus::Gauge*, kStates>> blocks_;  // by pool
+  std::vector<CacheKind> cache_kinds_;    // all that can be asked for
   std::vector<DiskGauges> disk_blocks_;                          // by pool; empty: no disk
 };
 

@@ -3,6 +3,8 @@
 #ifndef KVIST_WORKER_ENGINE_ENGINE_H_
 #define KVIST_WORKER_ENGINE_ENGINE_H_
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -55,6 +57,29 @@ struct OffloadStats {
   uint64_t dropped_writes = 0;  // evicted before their turn to be written, or too many waited
 };
 
+// Numbers of requests by their cache: allocation, with a window or not, format, offload tier.
+// Thread-compatible.
+class CacheRequestCounts {
+ public:
+  // REQUIRES: the format is set, as by PrepareRequest.
+  uint64_t& operator[](const CacheOptions& cache) { return counts_[IndexOf(cache)]; }
+  uint64_t operator[](const CacheOptions& cache) const { return counts_[IndexOf(cache)]; }
+
+  friend bool operator==(const CacheRequestCounts&, const CacheRequestCounts&) = default;
+
+ private:
+  static constexpr size_t kFormats = static_cast<size_t>(KvFormat::kQ4) + 1;
+
+  static size_t IndexOf(const CacheOptions& cache) {
+    const size_t window = cache.attention.window_tokens > 0 ? 1 : 0;
+    const size_t attention = static_cast<size_t>(cache.allocation) * 2 + window;
+    const size_t format = attention * kFormats + static_cast<size_t>(*cache.kv_format);
+    return format * kNumOffloadTiers + static_cast<size_t>(cache.offload);
+  }
+
+  std::array<uint64_t, kNumAllocations * 2 * kFormats * kNumOffloadTiers> counts_{};
+};
+
 // A step's numbers for metrics, accumulated since start. Read by anyone.
 struct EngineStats {
   uint64_t steps = 0;
@@ -64,10 +89,10 @@ struct EngineStats {
   uint64_t prefix_tokens_hit = 0;
   uint64_t preemptions = 0;
   SpeculationStats speculation;
-  uint64_t forks = 0;          // requests that began with the blocks and the logits of another
-  uint64_t copied_blocks = 0;  // before a write: shared ones, and partial hits; in all pools
-  uint64_t finished[5] = {};   // by FinishReason
-  uint64_t requests[kNumAllocations] = {};  // taken in, by Allocation
+  uint64_t forks = 0;           // requests that began with the blocks and the logits of another
+  uint64_t copied_blocks = 0;   // before a write: shared ones, and partial hits; in all pools
+  uint64_t finished[5] = {};    // by FinishReason
+  CacheRequestCounts requests;  // taken in
   OffloadStats offload;
   int64_t running = 0;
   int64_t waiting = 0;

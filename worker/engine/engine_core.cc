@@ -107,7 +107,7 @@ void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,
       .sharing = cache.allocation == Allocation::kNone ? Sharing::kScratch : Sharing::kShared,
       .attention = cache.attention,
       .max_tokens = static_cast<int64_t>(max_tokens)};
-  ++stats_.requests[static_cast<size_t>(cache.allocation)];
+  ++stats_.requests[cache];
   auto owned = std::make_unique<LiveRequest>(std::move(request), std::move(sink), format,
                                              SequenceBlocks(&format->cache, blocks));
   LiveRequest& live = *owned;

@@ -29,6 +29,7 @@ inline constexpr size_t kNumAllocations = 3;
 // Where named blocks go beside their pool when a sequence ends or is preempted, to come back before
 // it runs again. kHost: memory of the host, for devices that have their own.
 enum class OffloadTier : uint8_t { kOff, kDisk, kHost };
+inline constexpr size_t kNumOffloadTiers = 3;
 
 // Independent of each other: every combination runs but a cache that is not kept and is offloaded.
 struct CacheOptions {

@@ -54,6 +54,7 @@ TEST(MetricsTest, AScrapeOfEachRoleHasExactlyTheDeclaredNames) {
   WorkerMetrics worker(worker_registry, "w0");
   worker.blocks.Add(worker.BlockLabels("0/f16", "free", "device"));
   worker.memory_bytes.Add({{"worker", "w0"}, {"part", "weights"}});
+  worker.cache_requests_total.Add({{"worker", "w0"}, {"allocation", "paged"}});
   EXPECT_EQ(Scraped(worker_registry), NamesOf(MetricRole::kWorker));
 
   prometheus::Registry manager_registry;

@@ -1,10 +1,12 @@
 // A worker with a disk tier, over gRPC and its metrics.
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "services/runtime/cache_params.h"
 #include "tests/support/http_fetch.h"
 #include "tests/support/role_fixture.h"
 #include "tests/support/temp_folder.h"
@@ -54,6 +56,55 @@ TEST_F(WorkerOffloadTest, BlocksOutliveTheWorkerAndTheMetricsShowThem) {
   EXPECT_THAT(body, HasSubstr("kvist_offload_restores_total{worker=\"w0\"} 1"));
   EXPECT_THAT(body, HasSubstr("kvist_memory_bytes{part=\"offload\",worker=\"w0\"}"));
   EXPECT_THAT(body, HasSubstr("tier=\"disk\""));
+}
+
+// A kind of cache as its series names it.
+std::string SeriesOf(const v1::CacheParams& cache) {
+  return absl::StrCat("kvist_cache_requests_total{allocation=\"",
+                      ToAbsl(AllocationName(cache.allocation())), "\",attention=\"",
+                      cache.attention().window_tokens() > 0 ? "window" : "full", "\",kv_format=\"",
+                      cache.kv_format(), "\",offload=\"", ToAbsl(OffloadName(cache.offload())),
+                      "\",worker=\"w0\"} ");
+}
+
+TEST_F(WorkerOffloadTest, EachKindOfCacheIsCountedByItself) {
+  const TestWorker worker =
+      StartWorker({.formats = {worker::KvFormat::kF16, worker::KvFormat::kQ8}}, Options());
+  std::vector<std::string> counted;
+  for (const auto allocation :
+       {v1::CacheParams::PAGED, v1::CacheParams::STATIC, v1::CacheParams::NONE}) {
+    for (const auto offload : {v1::CacheParams::OFF, v1::CacheParams::DISK}) {
+      if (allocation == v1::CacheParams::NONE && offload == v1::CacheParams::DISK) continue;
+      for (const char* format : {"f16", "q8"}) {
+        for (const int64_t window : {int64_t{0}, int64_t{16}}) {
+          v1::WorkerGenerateRequest request =
+              MakeRequest(absl::StrCat("r", counted.size()), Prompt(1, 8), 2);
+          v1::CacheParams& cache = *request.mutable_cache();
+          cache.set_allocation(allocation);
+          cache.set_offload(offload);
+          cache.set_kv_format(format);
+          cache.mutable_attention()->set_window_tokens(window);
+          ASSERT_TRUE(Generate(*worker.stub, request).status.ok());
+          counted.push_back(SeriesOf(cache));
+        }
+      }
+    }
+  }
+  // What is not said is the default, and counted as such.
+  ASSERT_TRUE(Generate(*worker.stub, MakeRequest("plain", Prompt(1, 8), 2)).status.ok());
+  ASSERT_TRUE(worker.server->engine().RunBetweenSteps([](worker::EngineState&) {}));
+  const std::string body =
+      test::HttpGet(worker.server->server().metrics_address(), "/metrics").body;
+  EXPECT_EQ(counted.size(), 20u);
+  for (const std::string& series : counted) {
+    EXPECT_THAT(body, HasSubstr(absl::StrCat(series, series == counted[0] ? 2 : 1, "\n")));
+  }
+  // A kind that nobody asked for stays at 0.
+  v1::CacheParams host;
+  host.set_allocation(v1::CacheParams::PAGED);
+  host.set_offload(v1::CacheParams::HOST);
+  host.set_kv_format("q8");
+  EXPECT_THAT(body, HasSubstr(absl::StrCat(SeriesOf(host), "0\n")));
 }
 
 TEST_F(WorkerOffloadTest, WhatCannotBeServedIsNamed) {

@@ -189,8 +189,10 @@ TEST_F(EngineCoreTest, AStaticRequestIsNeverPreemptedAndOthersAre) {
   EXPECT_GT(core->stats().preemptions, 0u);
   EXPECT_EQ(sinks[3]->finished->preemptions, 0);
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(sinks[i]->ids, ByDefinition(backend, requests[i]));
-  EXPECT_EQ(core->stats().requests[static_cast<size_t>(Allocation::kStatic)], 1u);
-  EXPECT_EQ(core->stats().requests[static_cast<size_t>(Allocation::kPaged)], 3u);
+  CacheOptions cache{.kv_format = KvFormat::kF16};
+  EXPECT_EQ(core->stats().requests[cache], 3u);
+  cache.allocation = Allocation::kStatic;
+  EXPECT_EQ(core->stats().requests[cache], 1u);
   ExpectNothingActive();
 }
 

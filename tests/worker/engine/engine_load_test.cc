@@ -103,6 +103,7 @@ class Load {
     CheckEnd();
   }
   EngineStats stats() const { return core_->stats(); }
+  uint64_t promised() const { return promised_; }
 
  private:
   uint64_t Below(uint64_t n) { return random_() % n; }
@@ -150,7 +151,8 @@ class Load {
   }
 
   void Submit(const GenerateRequest& request) {
-    ++by_allocation_[static_cast<size_t>(request.cache.allocation)];
+    ++requests_[request.cache];
+    if (request.cache.allocation == Allocation::kStatic) ++promised_;
     auto sink = std::make_shared<RecordingSink>();
     all_.push_back({request, sink});
     core_->Add(request, sink, clock_.Now());
@@ -202,9 +204,7 @@ class Load {
       EXPECT_EQ(pool->Counts().reserved, 0);
     }
     EXPECT_EQ(state.load.running_sequences + state.load.waiting_sequences, 0u);
-    for (size_t i = 0; i < kNumAllocations; ++i) {
-      EXPECT_EQ(core_->stats().requests[i], by_allocation_[i]);
-    }
+    EXPECT_TRUE(core_->stats().requests == requests_);
     mirror_.ExpectEqual(state);
     mirror_.ExpectAllIdleWithoutUnnamedBlocks();
     EXPECT_TRUE(core_->CheckInvariants().ok()) << core_->CheckInvariants();
@@ -222,7 +222,8 @@ class Load {
   std::vector<std::vector<int32_t>> stems_;
   std::vector<Running> all_;
   std::vector<GenerateRequest> late_;  // samples to come
-  std::array<uint64_t, kNumAllocations> by_allocation_{};
+  CacheRequestCounts requests_;
+  uint64_t promised_ = 0;  // of these, static ones
   NaiveMirror mirror_;
 };
 
@@ -238,7 +239,7 @@ TEST(EngineLoadTest, MixedLoadsGiveLoneAnswers) {
     forks += load.stats().forks;
     copies += load.stats().copied_blocks;
     hits += load.stats().prefix_tokens_hit;
-    promised += load.stats().requests[static_cast<size_t>(Allocation::kStatic)];
+    promised += load.promised();
   }
   // The loads are worth nothing without these.
   EXPECT_GT(preemptions, 100u);
