@@ -40,6 +40,7 @@ int RunCommandLine(int argc, char** argv) {
   AddChat(app, &run);
   AddSessions(app, &run);
   AddBlocks(app, &run);
+  AddModels(app, &run);
   AddTokenize(app, &run);
   AddScore(app, &run);
   AddBench(app, &run);

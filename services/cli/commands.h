@@ -17,6 +17,7 @@ void AddChat(CLI::App& app, Run* run);
 void AddSessions(CLI::App& app, Run* run);
 void AddSessionsFiles(CLI::App& sessions, Run* run);
 void AddBlocks(CLI::App& app, Run* run);
+void AddModels(CLI::App& app, Run* run);
 void AddTokenize(CLI::App& app, Run* run);
 void AddScore(CLI::App& app, Run* run);
 void AddBench(CLI::App& app, Run* run);

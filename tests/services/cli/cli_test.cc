@@ -90,21 +90,6 @@ TEST_F(CliTest, CacheKindDoesNotChangeTheTokens) {
   }
 }
 
-TEST_F(CliTest, CacheFlagsThatContradictEachOtherAreNamed) {
-  const auto refused = [](std::vector<std::string> flags, const std::string& why) {
-    flags.insert(flags.begin(), {"generate", "The"});
-    const Result result = Kvist(flags);
-    EXPECT_EQ(result.exit_code, 4) << result.errors;
-    EXPECT_NE(result.errors.find(why), std::string::npos) << result.errors;
-  };
-  refused({"--cache", "quantized"}, "these are: f16");
-  refused({"--cache", "sliding_window", "--window", "0"}, "error: --window: ");
-  refused({"--window", "15"}, "error: --window: ");
-  refused({"--window", "100000"}, "error: --window: ");
-  refused({"--sinks", "4"}, "error: --sinks: ");
-  EXPECT_EQ(Kvist({"generate", "The", "--cache", "elastic"}).exit_code, 2);
-}
-
 TEST_F(CliTest, GenerateReadsStandardInputAndStreamsText) {
   const Result result = Kvist({"generate", "-", "--max-new-tokens", "5"}, "The red cat");
   EXPECT_EQ(result.exit_code, 0) << result.errors;
@@ -437,6 +422,7 @@ const std::vector<std::vector<std::string>>& Commands() {
                                                 {"sessions", "import"},
                                                 {"sessions", "delete"},
                                                 {"blocks"},
+                                                {"models"},
                                                 {"tokenize"},
                                                 {"score"},
                                                 {"bench"},

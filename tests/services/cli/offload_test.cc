@@ -24,6 +24,7 @@ TEST(CliOffloadTest, ASessionsBlocksComeBackAfterTheServerWasRestarted) {
                                           "--offload-dir",   disk,
                                           "--offload-bytes", "16MB"};
   server.Start(flags);
+  EXPECT_EQ(server.Json({"models"})["models"][0]["offload_tiers"], json({"disk"}));
   EXPECT_EQ(server.Kvist({"sessions", "create", "s", "--cache", "offloaded"}).exit_code, 0);
   EXPECT_EQ(server.Json({"sessions", "s"})["cache"]["offload"], "disk");
   const json first = server.Json({"generate", "The red cat was on the table, and", "--session", "s",

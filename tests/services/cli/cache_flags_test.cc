@@ -1,0 +1,75 @@
+// The caches that a command may ask for, at a server of a short context.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/services/cli/cli_server.h"
+#include "tests/support/chat_model.h"
+
+namespace kvist::services {
+namespace {
+
+using nlohmann::json;
+using Result = testing::CliResult;
+
+constexpr int kContextTokens = 512;  // fewer than the window of a preset
+
+class CacheFlagsTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    server_ = std::make_unique<testing::CliServer>("cache-flags");
+    const std::string model = (server_->folder() / "tiny.gguf").string();
+    ASSERT_TRUE(testing::WriteChatModel(model, kContextTokens));
+    server_->Start({"--model", model, "--kv-memory", "16MB", "--kv-formats", "f16,q8"});
+  }
+  static void TearDownTestSuite() {
+    server_->Stop();
+    server_.reset();
+  }
+  static Result Kvist(const std::vector<std::string>& arguments, const std::string& input = "") {
+    return server_->Kvist(arguments, input);
+  }
+  static json CacheOf(const std::string& session) {
+    return server_->Json({"sessions", session})["cache"];
+  }
+
+  static std::unique_ptr<testing::CliServer> server_;
+};
+std::unique_ptr<testing::CliServer> CacheFlagsTest::server_;
+
+TEST_F(CacheFlagsTest, ModelsTellsWhatThereIs) {
+  const json models = server_->Json({"models"})["models"];
+  ASSERT_EQ(models.size(), 1u);
+  for (const char* name : {"name", "fingerprint", "architecture", "parameters", "chat_format"}) {
+    EXPECT_TRUE(models[0].contains(name)) << models[0];
+  }
+  EXPECT_EQ(models[0]["context_tokens"], kContextTokens);
+  EXPECT_EQ(models[0]["kv_formats"], json({"f16", "q8"}));
+  EXPECT_EQ(models[0]["offload_tiers"], json::array());
+  EXPECT_EQ(models[0]["block_tokens"], 16);
+  EXPECT_EQ(models[0]["ready_workers"], 1);
+  const Result text = Kvist({"models"});
+  EXPECT_EQ(text.exit_code, 0) << text.errors;
+  EXPECT_NE(text.output.find("f16,q8"), std::string::npos) << text.output;
+}
+
+TEST_F(CacheFlagsTest, CacheFlagsThatContradictEachOtherAreNamed) {
+  const auto refused = [](std::vector<std::string> flags, const std::string& why) {
+    flags.insert(flags.begin(), {"generate", "The"});
+    const Result result = Kvist(flags);
+    EXPECT_EQ(result.exit_code, 4) << result.errors;
+    EXPECT_NE(result.errors.find(why), std::string::npos) << result.errors;
+  };
+  refused({"--kv-format", "q4"}, "these are: f16, q8");
+  refused({"--cache", "sliding_window", "--window", "0"}, "error: --window: ");
+  refused({"--window", "15"}, "error: --window: ");
+  refused({"--window", "100000"}, "error: --window: ");
+  refused({"--sinks", "4"}, "error: --sinks: ");
+  EXPECT_EQ(Kvist({"generate", "The", "--cache", "elastic"}).exit_code, 2);
+}
+
+}  // namespace
+}  // namespace kvist::services
