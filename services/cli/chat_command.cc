@@ -121,6 +121,7 @@ class Chat {
 
   // Takes the session named, or a new one with the cache asked for.
   absl::Status Open() {
+    KVIST_ASSIGN_OR_RETURN(cache_, AskedCache(flags_.generation.cache, "", *client_));
     if (!flags_.session.empty()) {
       v1::GetSessionRequest get;
       get.set_id(flags_.session);
@@ -134,7 +135,7 @@ class Chat {
     }
     v1::CreateSessionRequest create;
     create.set_id(flags_.session);
-    KVIST_ASSIGN_OR_RETURN(*create.mutable_cache(), CacheParamsOf(flags_.generation.cache));
+    *create.mutable_cache() = cache_;
     KVIST_ASSIGN_OR_RETURN(const v1::Session created, client_->CreateSession(create));
     session_ = created.id();
     return absl::OkStatus();
@@ -155,7 +156,8 @@ class Chat {
   absl::Status Say(const std::string& line) {
     v1::GenerateRequest request;
     request.set_session_id(session_);
-    KVIST_RETURN_IF_ERROR(FillRequest(flags_.generation, &request));
+    FillRequest(flags_.generation, &request);
+    *request.mutable_cache() = cache_;
     if (!begun_ && !flags_.system.empty()) {
       Add(v1::ChatMessage::SYSTEM, flags_.system, &request);
     }
@@ -220,6 +222,7 @@ class Chat {
   Client* const client_;
   Cancellation* const cancellation_;
   std::atomic<ChatPhase>* const phase_;
+  v1::CacheParams cache_;  // asked for by flags
   std::string session_;
   bool begun_ = false;  // the session has a turn, so its system message
 };

@@ -28,11 +28,14 @@ struct GenerateFlags {
   GenerationFlags generation;
 };
 
-absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, std::string prompt) {
+absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateFlags& flags, std::string prompt,
+                                                Client& client) {
   v1::GenerateRequest request;
   request.set_model(flags.model);
   request.set_session_id(flags.session);
-  KVIST_RETURN_IF_ERROR(FillRequest(flags.generation, &request));
+  FillRequest(flags.generation, &request);
+  KVIST_ASSIGN_OR_RETURN(*request.mutable_cache(),
+                         AskedCache(flags.generation.cache, flags.model, client));
   if (flags.samples.has_value()) request.set_samples(*flags.samples);
   if (flags.sample_index.has_value()) {
     request.mutable_sampling()->set_sample_index(*flags.sample_index);
@@ -155,11 +158,11 @@ int RunGenerateCommand(const GenerateFlags& flags) {
   }
   Cancellation cancellation;
   InterruptWatch interrupt([&](int) { cancellation.Cancel(); });
-  const auto request = MakeRequest(flags, std::move(prompt));
-  if (!request.ok()) return ReportError(request.status());
   int exit_code = kExitOk;
   const auto client = ConnectOrReport(flags.endpoint, &exit_code);
   if (client == nullptr) return cancellation.cancelled() ? kExitInterrupted : exit_code;
+  const auto request = MakeRequest(flags, std::move(prompt), *client);
+  if (!request.ok()) return ReportError(request.status());
   const bool json = flags.output == "json";
   std::FILE* text_out = json ? stderr : stdout;
   GenerateOptions options;

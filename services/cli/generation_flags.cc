@@ -1,6 +1,7 @@
 #include "services/cli/generation_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "common/base/status.h"
 
@@ -48,7 +49,7 @@ void AddCacheFlags(CLI::App* command, CacheWish* cache) {
       ->check(CLI::IsMember({"off", "disk", "host"}));
 }
 
-absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {
+void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {
   v1::SamplingParams& sampling = *request->mutable_sampling();
   if (flags.temperature.has_value()) sampling.set_temperature(*flags.temperature);
   if (flags.top_k.has_value()) sampling.set_top_k(*flags.top_k);
@@ -69,8 +70,21 @@ absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* requ
   stop.mutable_stop_ids()->Add(flags.stop_ids.begin(), flags.stop_ids.end());
   for (const std::string& text : flags.stop_strings) stop.add_stop_strings(text);
   if (flags.ignore_eos) stop.set_ignore_model_stops(true);
-  KVIST_ASSIGN_OR_RETURN(*request->mutable_cache(), CacheParamsOf(flags.cache));
-  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::CacheParams> AskedCache(const CacheWish& wish, const std::string& model,
+                                           Client& client) {
+  KVIST_ASSIGN_OR_RETURN(v1::CacheParams params, CacheParamsOf(wish));
+  if (wish.window_tokens.has_value() || params.attention().window_tokens() == 0) return params;
+  // The number is the preset's, and what a person did not say must fit.
+  KVIST_ASSIGN_OR_RETURN(const v1::ListModelsResponse served, client.ListModels());
+  int64_t context_tokens = cache_manager::kMaxWindowTokens;
+  for (const v1::Model& candidate : served.models()) {
+    if (model.empty() || model == candidate.name() || model == candidate.fingerprint()) {
+      context_tokens = std::min(context_tokens, candidate.context_tokens());
+    }
+  }
+  return CacheParamsOf(wish, context_tokens);
 }
 
 }  // namespace kvist::services

@@ -8,8 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "proto/kvist/v1/inference.pb.h"
+#include "services/client/client.h"
 #include "services/runtime/cache_params.h"
 
 namespace kvist::services {
@@ -35,9 +36,12 @@ struct GenerationFlags {
 void AddGenerationFlags(CLI::App* command, GenerationFlags* flags);
 // --cache and what refines it.
 void AddCacheFlags(CLI::App* command, CacheWish* cache);
-// Only what was given; the server fills in the rest and checks everything. INVALID_ARGUMENT: the
-// cache flags contradict each other.
-absl::Status FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request);
+// All but the cache. Only what was given; the server fills in the rest and checks everything.
+void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request);
+// The cache asked for. The server is asked for the context of `model` (empty: of every one served)
+// where a preset has a window, which is no wider. Errors as CacheParamsOf and Client::ListModels.
+absl::StatusOr<v1::CacheParams> AskedCache(const CacheWish& wish, const std::string& model,
+                                           Client& client);
 
 }  // namespace kvist::services
 

@@ -175,12 +175,12 @@ int RunCreate(const SessionsFlags& flags) {
   v1::CreateSessionRequest request;
   request.set_id(flags.id);
   if (flags.ttl_seconds != 0) request.set_ttl_seconds(flags.ttl_seconds);
-  auto cache = CacheParamsOf(flags.cache);
-  if (!cache.ok()) return ReportError(cache.status());
-  *request.mutable_cache() = *std::move(cache);
   int exit_code = kExitOk;
   const auto client = ConnectOrReport(flags.endpoint, &exit_code);
   if (client == nullptr) return exit_code;
+  auto cache = AskedCache(flags.cache, "", *client);
+  if (!cache.ok()) return ReportError(cache.status());
+  *request.mutable_cache() = *std::move(cache);
   return PrintSession(flags, client->CreateSession(request));
 }
 

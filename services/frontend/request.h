@@ -63,7 +63,8 @@ struct StopChoice {
 // disk, 3 host. What is not said is the session's, or the server's default.
 struct CacheChoice {
   int allocation = 0;
-  std::optional<cache_manager::AttentionSpan> attention;
+  std::optional<int64_t> window_tokens;  // 0: all, without the session's sinks
+  std::optional<int64_t> sink_tokens;
   std::string kv_format;  // empty: the session's, or the worker's first
   int offload = 0;
 };

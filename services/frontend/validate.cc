@@ -147,6 +147,17 @@ absl::Status CheckPrompt(const Prompt& prompt) {
   return FieldOutOfRange("prompt", "there is none: set text, ids or chat");
 }
 
+// What the request says of its cache. Sinks alone refine the window of a session that is not known
+// yet: taken to be the widest.
+absl::Status CheckOwnCache(const InferenceRequest& request, int64_t context_tokens) {
+  v1::CacheParams of_session;
+  if (!request.session.empty() && !request.cache.window_tokens.has_value() &&
+      request.cache.sink_tokens.has_value()) {
+    of_session.mutable_attention()->set_window_tokens(context_tokens);
+  }
+  return ValidateCacheParams(ResolveCache(request.cache, of_session), context_tokens);
+}
+
 }  // namespace
 
 absl::Status ValidateId(std::string_view field, std::string_view id) {
@@ -194,8 +205,7 @@ absl::Status ValidateRequest(const InferenceRequest& request) {
   KVIST_RETURN_IF_ERROR(CheckPrompt(request.prompt));
   KVIST_RETURN_IF_ERROR(CheckSampling(request.sampling));
   KVIST_RETURN_IF_ERROR(CheckStop(request.stop));
-  KVIST_RETURN_IF_ERROR(
-      ValidateCacheParams(ResolveCache(request.cache, {}), cache_manager::kMaxWindowTokens));
+  KVIST_RETURN_IF_ERROR(CheckOwnCache(request, cache_manager::kMaxWindowTokens));
   return CheckInteger<int32_t>("priority", request.priority, -kMaxAbsolutePriority,
                                kMaxAbsolutePriority);
 }
@@ -211,7 +221,8 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
   }
   KVIST_RETURN_IF_ERROR(ValidateIds("stop.stop_ids", request.stop.stop_ids, model.vocab));
   KVIST_RETURN_IF_ERROR(CheckTopK(request.sampling, model.vocab));
-  return ValidateCache(ResolveCache(request.cache, {}), model);
+  KVIST_RETURN_IF_ERROR(CheckOwnCache(request, model.context_tokens));
+  return ValidateKvFormat(request.cache.kv_format, model);
 }
 
 absl::Status ValidateCache(const v1::CacheParams& cache, const ModelLimits& model) {

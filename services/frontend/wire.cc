@@ -38,6 +38,21 @@ StopChoice StopFromWire(const v1::StopParams& wire) {
   return stop;
 }
 
+CacheChoice CacheFromWire(const v1::CacheParams& wire) {
+  CacheChoice cache;
+  cache.allocation = wire.allocation();
+  const v1::AttentionParams& attention = wire.attention();
+  if (attention.has_window_tokens()) cache.window_tokens = attention.window_tokens();
+  if (attention.has_sink_tokens()) cache.sink_tokens = attention.sink_tokens();
+  // Said by clients that know no unset window: full attention.
+  if (wire.has_attention() && !cache.window_tokens.has_value() && !cache.sink_tokens.has_value()) {
+    cache.window_tokens = 0;
+  }
+  cache.kv_format = wire.kv_format();
+  cache.offload = wire.offload();
+  return cache;
+}
+
 }  // namespace
 
 SamplingChoice FromWire(const v1::SamplingParams& wire) {
@@ -64,12 +79,7 @@ InferenceRequest FromWire(const v1::GenerateRequest& request, const Principal& p
   plain.session = SessionId(request.session_id());
   plain.sampling = FromWire(request.sampling());
   plain.stop = StopFromWire(request.stop());
-  plain.cache.allocation = request.cache().allocation();
-  if (request.cache().has_attention()) {
-    plain.cache.attention = SpanFromProto(request.cache().attention());
-  }
-  plain.cache.kv_format = request.cache().kv_format();
-  plain.cache.offload = request.cache().offload();
+  plain.cache = CacheFromWire(request.cache());
   plain.priority = request.priority();
   if (request.has_samples()) plain.samples = request.samples();
   return plain;
@@ -113,7 +123,12 @@ v1::CacheParams ResolveCache(const CacheChoice& cache, const v1::CacheParams& of
   if (wire.allocation() == v1::CacheParams::ALLOCATION_UNSPECIFIED) {
     wire.set_allocation(v1::CacheParams::PAGED);
   }
-  if (cache.attention.has_value()) *wire.mutable_attention() = ToProto(*cache.attention);
+  cache_manager::AttentionSpan span = SpanFromProto(of_session.attention());
+  // Nothing is beyond a window that is none.
+  if (cache.window_tokens == 0) span.sink_tokens = 0;
+  span.window_tokens = cache.window_tokens.value_or(span.window_tokens);
+  span.sink_tokens = cache.sink_tokens.value_or(span.sink_tokens);
+  *wire.mutable_attention() = ToProto(span);
   if (!cache.kv_format.empty()) wire.set_kv_format(cache.kv_format);
   if (cache.offload != v1::CacheParams::OFFLOAD_UNSPECIFIED) {
     wire.set_offload(static_cast<v1::CacheParams::Offload>(cache.offload));

@@ -23,8 +23,8 @@ v1::SamplingParams ResolveSampling(const InferenceRequest& request,
                                    const SamplingChoice& model_defaults, uint64_t seed);
 // Without stop strings; max_new_tokens cut to `room_tokens`.
 v1::StopParams ResolveStop(const StopChoice& stop, int64_t room_tokens);
-// What the request does not say comes from the session, and then is paged, full, the worker's first
-// format (which stays unnamed).
+// What the request does not say comes from the session, field by field (but of no window there are
+// no sinks), and then is paged, full, the worker's first format (which stays unnamed).
 v1::CacheParams ResolveCache(const CacheChoice& cache, const v1::CacheParams& of_session);
 
 }  // namespace kvist::services

@@ -1,5 +1,7 @@
 #include "services/runtime/cache_params.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
@@ -45,10 +47,8 @@ std::vector<std::string> CachePresetNames() {
   return names;
 }
 
-absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish) {
+absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish, int64_t context_tokens) {
   v1::CacheParams params;
-  AttentionSpan span;
-  bool says_attention = wish.window_tokens.has_value() || wish.sink_tokens.has_value();
   if (!wish.preset.empty()) {
     const Preset* preset = FindPreset(wish.preset);
     if (preset == nullptr) {
@@ -62,12 +62,16 @@ absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish) {
     params.set_allocation(preset->allocation);
     params.set_kv_format(std::string(preset->kv_format));
     params.set_offload(preset->offload);
-    span = preset->attention;
-    says_attention = true;
+    AttentionSpan span = preset->attention;
+    span.window_tokens = std::min(span.window_tokens, context_tokens);
+    *params.mutable_attention() = ToProto(span);
   }
-  span.window_tokens = wish.window_tokens.value_or(span.window_tokens);
-  span.sink_tokens = wish.sink_tokens.value_or(span.sink_tokens);
-  if (says_attention) *params.mutable_attention() = ToProto(span);
+  if (wish.window_tokens.has_value()) {
+    params.mutable_attention()->set_window_tokens(*wish.window_tokens);
+  }
+  if (wish.sink_tokens.has_value()) {
+    params.mutable_attention()->set_sink_tokens(*wish.sink_tokens);
+  }
   if (!wish.kv_format.empty()) params.set_kv_format(wish.kv_format);
   if (!wish.offload.empty()) {
     params.set_offload(OffloadFromName(wish.offload));

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cache_manager/attention_span.h"
+#include "cache_manager/limits.h"
 #include "proto/kvist/v1/types.pb.h"
 
 namespace kvist::services {
@@ -27,11 +28,13 @@ struct CacheWish {
 // "paged", "dynamic", "static", "sliding_window", "quantized", "offloaded", "none".
 std::vector<std::string> CachePresetNames();
 
-// The fields that a wish stands for. A preset says allocation and attention; `quantized` says the
-// format too, `offloaded` and `none` where blocks go. INVALID_ARGUMENT naming the field for an
-// unknown preset or offload or a sliding window of 0; everything else is checked where the request
-// goes.
-absl::StatusOr<v1::CacheParams> CacheParamsOf(const CacheWish& wish);
+// The fields that a wish stands for, unset what it does not say. A preset says allocation and
+// attention, its window no wider than `context_tokens`, the model's where it is known; `quantized`
+// says the format too, `offloaded` and `none` where blocks go. INVALID_ARGUMENT naming the field
+// for an unknown preset or offload or a sliding window of 0; everything else is checked where the
+// request goes.
+absl::StatusOr<v1::CacheParams> CacheParamsOf(
+    const CacheWish& wish, int64_t context_tokens = cache_manager::kMaxWindowTokens);
 
 // INVALID_ARGUMENT naming "cache.allocation", "cache.offload" (none keeps nothing to offload) or as
 // cache_manager::ValidateAttention. The format is not looked at: only who knows the workers can

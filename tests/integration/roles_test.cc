@@ -321,6 +321,41 @@ TEST_F(RolesTest, ASessionsCacheHoldsForItsTurnsUnlessTheySayAnother) {
   EXPECT_EQ(IdsOf(over_session), IdsOf(everything));
 }
 
+TEST_F(RolesTest, ATurnMayRefineOneFieldOfItsSessionsAttention) {
+  v1::CreateSessionRequest create;
+  create.set_id("s");
+  create.mutable_cache()->mutable_attention()->set_window_tokens(32);
+  create.mutable_cache()->mutable_attention()->set_sink_tokens(4);
+  ASSERT_TRUE(client_->CreateSession(create).ok());
+  const auto ids_of = [&](const v1::AttentionParams& attention, bool in_session) {
+    v1::GenerateRequest request = IdsRequest(RandomIds(80, 1), 20);
+    if (in_session) request = InSession(request, "s");
+    *request.mutable_cache()->mutable_attention() = attention;
+    v1::ResetSessionRequest reset;
+    reset.set_id("s");
+    EXPECT_TRUE(client_->ResetSession(reset).ok());
+    Generated generated;
+    const absl::Status status = Generate(request, &generated);
+    EXPECT_TRUE(status.ok()) << status;
+    return IdsOf(generated);
+  };
+  const auto both = [&](int64_t window, int64_t sinks) {
+    v1::AttentionParams attention;
+    attention.set_window_tokens(window);
+    attention.set_sink_tokens(sinks);
+    return ids_of(attention, false);
+  };
+  v1::AttentionParams window, sinks, full;
+  window.set_window_tokens(48);
+  EXPECT_EQ(ids_of(window, true), both(48, 4));
+  EXPECT_NE(both(48, 4), both(48, 0));
+  sinks.set_sink_tokens(8);
+  EXPECT_EQ(ids_of(sinks, true), both(32, 8));
+  full.set_window_tokens(0);
+  EXPECT_EQ(ids_of(full, true), both(0, 0));
+  EXPECT_EQ(ids_of(v1::AttentionParams(), true), both(0, 0));
+}
+
 TEST_F(SmallPoolTest, AStaticRequestIsServedOrToldWhatCanBePromised) {
   v1::GenerateRequest request = IdsRequest(RandomIds(20, 1), 40);
   Generated paged, promised;

@@ -71,5 +71,39 @@ TEST_F(CacheFlagsTest, CacheFlagsThatContradictEachOtherAreNamed) {
   EXPECT_EQ(Kvist({"generate", "The", "--cache", "elastic"}).exit_code, 2);
 }
 
+TEST_F(CacheFlagsTest, APresetsWindowIsNoWiderThanTheContext) {
+  const Result lone = Kvist({"generate", "x", "--cache", "sliding_window"});
+  EXPECT_EQ(lone.exit_code, 0) << lone.errors;
+  EXPECT_EQ(Kvist({"sessions", "create", "made", "--cache", "sliding_window"}).exit_code, 0);
+  EXPECT_EQ(CacheOf("made")["window_tokens"], kContextTokens);
+  EXPECT_EQ(CacheOf("made")["sink_tokens"], 4);
+  EXPECT_EQ(Kvist({"generate", "x", "--session", "made", "--max-new-tokens", "2"}).exit_code, 0);
+  const Result chat = Kvist(
+      {"chat", "--session", "said", "--cache", "sliding_window", "--max-new-tokens", "2"}, "hi\n");
+  EXPECT_EQ(chat.exit_code, 0) << chat.errors;
+  EXPECT_EQ(CacheOf("said")["window_tokens"], kContextTokens);
+  // A number that was given is not cut in silence.
+  const Result given = Kvist({"generate", "x", "--cache", "sliding_window", "--window", "1024"});
+  EXPECT_EQ(given.exit_code, 4);
+  EXPECT_NE(given.errors.find("error: --window:"), std::string::npos) << given.errors;
+}
+
+TEST_F(CacheFlagsTest, ATurnMayRefineItsSessionsWindow) {
+  EXPECT_EQ(Kvist({"sessions", "create", "s", "--window", "64", "--sinks", "4"}).exit_code, 0);
+  for (const std::vector<std::string>& flags : std::vector<std::vector<std::string>>{
+           {"--sinks", "8"}, {"--window", "32"}, {"--window", "0"}}) {
+    std::vector<std::string> command = {"generate", "x", "--session", "s", "--max-new-tokens", "2"};
+    command.insert(command.end(), flags.begin(), flags.end());
+    const Result result = Kvist(command);
+    EXPECT_EQ(result.exit_code, 0) << flags[0] << " " << flags[1] << ": " << result.errors;
+  }
+  // As many sinks as the session's window has tokens.
+  const Result wide = Kvist({"generate", "x", "--session", "s", "--sinks", "64"});
+  EXPECT_EQ(wide.exit_code, 4);
+  EXPECT_NE(wide.errors.find("error: --sinks:"), std::string::npos) << wide.errors;
+  EXPECT_EQ(CacheOf("s")["window_tokens"], 64);
+  EXPECT_EQ(CacheOf("s")["sink_tokens"], 4);
+}
+
 }  // namespace
 }  // namespace kvist::services

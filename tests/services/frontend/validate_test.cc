@@ -143,21 +143,20 @@ TEST(ValidateTest, StopAndOtherFieldsAtTheLimitAndOneOver) {
       {[](R& r) { r.cache.allocation = 3; }, ""},
       {[](R& r) { r.cache.allocation = 4; }, "cache.allocation"},
       {[](R& r) { r.cache.allocation = -1; }, "cache.allocation"},
-      {[](R& r) {
-         r.cache.attention = {16, 15};
-       },
-       ""},
-      {[](R& r) {
-         r.cache.attention = {15, 0};
-       },
+      {[](R& r) { r.cache.window_tokens = 16, r.cache.sink_tokens = 15; }, ""},
+      {[](R& r) { r.cache.window_tokens = 15, r.cache.sink_tokens = 0; },
        "cache.attention.window_tokens"},
-      {[](R& r) {
-         r.cache.attention = {0, 4};
-       },
+      {[](R& r) { r.cache.window_tokens = 0, r.cache.sink_tokens = 4; },
        "cache.attention.sink_tokens"},
-      {[](R& r) {
-         r.cache.attention = {16, 16};
-       },
+      {[](R& r) { r.cache.window_tokens = 16, r.cache.sink_tokens = 16; },
+       "cache.attention.sink_tokens"},
+      {[](R& r) { r.cache.sink_tokens = 8; }, "cache.attention.sink_tokens"},
+      {[](R& r) { r.session = SessionId("s"), r.cache.sink_tokens = 8; }, ""},
+      {[](R& r) { r.session = SessionId("s"), r.cache.sink_tokens = -1; },
+       "cache.attention.sink_tokens"},
+      {[](R& r) { r.session = SessionId("s"), r.cache.sink_tokens = 1 << 20; },
+       "cache.attention.sink_tokens"},
+      {[](R& r) { r.session = SessionId("s"), r.cache.window_tokens = 0, r.cache.sink_tokens = 1; },
        "cache.attention.sink_tokens"},
       {[](R& r) { r.id = RequestId(std::string(64, 'a')); }, ""},
       {[](R& r) { r.id = RequestId(std::string(65, 'a')); }, "request_id"},

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+
+#include "services/runtime/cache_params.h"
+
 namespace kvist::services {
 namespace {
 
@@ -49,6 +53,38 @@ TEST(ResolveSamplingTest, TheRequestHasTheLastWord) {
   EXPECT_EQ(wire.top_k(), 0);
   EXPECT_EQ(wire.top_p(), 1.0f);
   EXPECT_EQ(wire.min_p(), 0.0f);
+}
+
+// What a request of `attention` (nullptr: none) sees over a session of window 1024 and 4 sinks.
+std::string OverASession(const v1::AttentionParams* attention) {
+  v1::CacheParams session;
+  session.mutable_attention()->set_window_tokens(1024);
+  session.mutable_attention()->set_sink_tokens(4);
+  v1::GenerateRequest request;
+  if (attention != nullptr) *request.mutable_cache()->mutable_attention() = *attention;
+  const v1::CacheParams wire = ResolveCache(FromWire(request, {}).cache, session);
+  return cache_manager::AttentionText(SpanFromProto(wire.attention()));
+}
+
+TEST(ResolveCacheTest, EachFieldOfTheAttentionIsTheRequestsOrElseTheSessions) {
+  v1::AttentionParams window, sinks, no_sinks, both, full;
+  window.set_window_tokens(512);
+  sinks.set_sink_tokens(8);
+  no_sinks.set_sink_tokens(0);
+  both.set_window_tokens(512);
+  both.set_sink_tokens(0);
+  full.set_window_tokens(0);
+  EXPECT_EQ(OverASession(nullptr), "window=1024,sinks=4");
+  EXPECT_EQ(OverASession(&window), "window=512,sinks=4");
+  EXPECT_EQ(OverASession(&sinks), "window=1024,sinks=8");
+  EXPECT_EQ(OverASession(&no_sinks), "window=1024,sinks=0");
+  EXPECT_EQ(OverASession(&both), "window=512,sinks=0");
+  EXPECT_EQ(OverASession(&full), "full");
+}
+
+TEST(ResolveCacheTest, AnAttentionThatSaysNothingIsFull) {
+  const v1::AttentionParams nothing;
+  EXPECT_EQ(OverASession(&nothing), "full");
 }
 
 }  // namespace

@@ -40,6 +40,18 @@ TEST(CacheParamsTest, PresetsStandForFields) {
   EXPECT_EQ(Text({.preset = "elastic"}), "cache");
 }
 
+TEST(CacheParamsTest, APresetsWindowIsNoWiderThanTheContext) {
+  const auto span = [](const CacheWish& wish, int64_t context_tokens) {
+    const v1::CacheParams params = CacheParamsOf(wish, context_tokens).value();
+    EXPECT_EQ(ValidateCacheParams(params, context_tokens).ok(), !wish.window_tokens.has_value());
+    return cache_manager::AttentionText(SpanFromProto(params.attention()));
+  };
+  EXPECT_EQ(span({.preset = "sliding_window"}, 1024), "window=1024,sinks=4");
+  EXPECT_EQ(span({.preset = "sliding_window"}, 1023), "window=1023,sinks=4");
+  EXPECT_EQ(span({.preset = "paged"}, 512), "full");
+  EXPECT_EQ(span({.preset = "sliding_window", .window_tokens = 1024}, 512), "window=1024,sinks=4");
+}
+
 TEST(CacheParamsTest, FlagsRefineAPreset) {
   EXPECT_EQ(Text({.preset = "sliding_window", .window_tokens = 64}), "paged window=64,sinks=4 ");
   EXPECT_EQ(Text({.preset = "sliding_window", .sink_tokens = 0}), "paged window=1024,sinks=0 ");
@@ -52,6 +64,13 @@ TEST(CacheParamsTest, FlagsRefineAPreset) {
   EXPECT_EQ(Text({.offload = "tape"}), "cache.offload");
   EXPECT_EQ(Text({.window_tokens = 64, .sink_tokens = 2}), " window=64,sinks=2 ");
   EXPECT_EQ(Text({.window_tokens = 0}), " full ");
+  const v1::CacheParams sinks = CacheParamsOf({.sink_tokens = 8}).value();
+  EXPECT_FALSE(sinks.attention().has_window_tokens());
+  EXPECT_EQ(sinks.attention().sink_tokens(), 8);
+  const v1::CacheParams window = CacheParamsOf({.window_tokens = 64}).value();
+  EXPECT_EQ(window.attention().window_tokens(), 64);
+  EXPECT_FALSE(window.attention().has_sink_tokens());
+  EXPECT_FALSE(CacheParamsOf({.kv_format = "q8"}).value().has_attention());
   EXPECT_EQ(Text({.preset = "sliding_window", .window_tokens = 0}),
             "cache.attention.window_tokens");
 }
