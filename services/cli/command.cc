@@ -65,6 +65,7 @@ constexpr FieldOfFlag kFieldsOfFlags[] = {
     {"cache.kv_format", "--kv-format"},
     {"cache.offload", "--offload"},
     {"model", "--model-name"},
+    {"priority", "--priority"},
     {"sampling.frequency_penalty", "--frequency-penalty"},
     {"sampling.logprobs", "--logprobs"},
     {"sampling.min_p", "--min-p"},

@@ -27,6 +27,8 @@ void AddGenerationFlags(CLI::App* command, GenerationFlags* flags) {
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", flags->ignore_eos,
                     "the model's own end does not end the answer");
+  command->add_option("--priority", flags->priority,
+                      "-100 to 100: higher ones run first where requests wait; default 0");
   AddCacheFlags(command, &flags->cache);
 }
 
@@ -70,6 +72,7 @@ void FillRequest(const GenerationFlags& flags, v1::GenerateRequest* request) {
   stop.mutable_stop_ids()->Add(flags.stop_ids.begin(), flags.stop_ids.end());
   for (const std::string& text : flags.stop_strings) stop.add_stop_strings(text);
   if (flags.ignore_eos) stop.set_ignore_model_stops(true);
+  request->set_priority(flags.priority);
 }
 
 absl::StatusOr<v1::CacheParams> AskedCache(const CacheWish& wish, const std::string& model,

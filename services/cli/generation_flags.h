@@ -30,6 +30,7 @@ struct GenerationFlags {
   std::vector<int32_t> stop_ids;
   std::vector<std::string> stop_strings;
   bool ignore_eos = false;
+  int32_t priority = 0;
   CacheWish cache;
 };
 

@@ -105,5 +105,18 @@ TEST_F(CacheFlagsTest, ATurnMayRefineItsSessionsWindow) {
   EXPECT_EQ(CacheOf("s")["sink_tokens"], 4);
 }
 
+TEST_F(CacheFlagsTest, APriorityIsTakenUpToItsLimits) {
+  for (const char* priority : {"-100", "100"}) {
+    const Result result = Kvist({"generate", "x", "--priority", priority, "--max-new-tokens", "1"});
+    EXPECT_EQ(result.exit_code, 0) << result.errors;
+  }
+  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{
+           {"generate", "x", "--priority", "101"}, {"chat", "--priority", "-101"}}) {
+    const Result result = Kvist(command, "hi\n");
+    EXPECT_EQ(result.exit_code, 4) << command[0];
+    EXPECT_NE(result.errors.find("error: --priority:"), std::string::npos) << result.errors;
+  }
+}
+
 }  // namespace
 }  // namespace kvist::services
