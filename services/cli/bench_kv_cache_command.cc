@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -108,16 +109,55 @@ absl::StatusOr<KvCacheResult> Bench(const KvCacheFlags& flags) {
   return result;
 }
 
+// What offloading is worth: writing costs time, and pays when a session goes on. Means of all runs.
+struct NextTurns {
+  double mean_s = 0;             // to the first token, with the disk
+  double recomputed_mean_s = 0;  // without
+  int restores = 0;              // runs that read the disk; the others found computing faster
+};
+
+// nullopt of a kind without a disk.
+std::optional<NextTurns> NextTurnsOf(const KvCacheCell& cell) {
+  if (cell.next_turns.empty()) return std::nullopt;
+  NextTurns all;
+  for (const NextTurn& turn : cell.next_turns) {
+    all.mean_s += turn.seconds;
+    all.recomputed_mean_s += turn.recomputed_seconds;
+    if (turn.restored_blocks > 0) ++all.restores;
+  }
+  all.mean_s /= static_cast<double>(cell.next_turns.size());
+  all.recomputed_mean_s /= static_cast<double>(cell.next_turns.size());
+  return all;
+}
+
+void PrintNextTurns(const std::vector<KvCacheCell>& cells) {
+  for (const KvCacheCell& cell : cells) {
+    const auto turns = NextTurnsOf(cell);
+    if (!turns.has_value()) continue;
+    std::printf(
+        "%s, %lld new tokens: the next turn, after eviction, had its first token after %.4f s "
+        "(read from the disk in %d of %zu runs), without the disk after %.4f s\n",
+        cell.cache.c_str(), static_cast<long long>(cell.new_tokens), turns->mean_s, turns->restores,
+        cell.next_turns.size(), turns->recomputed_mean_s);
+  }
+}
+
 nlohmann::ordered_json JsonOf(const KvCacheFlags& flags, const KvCacheResult& result) {
   auto rows = nlohmann::ordered_json::array();
   for (const KvCacheCell& cell : result.cells) {
-    rows.push_back({{"cache", cell.cache},
-                    {"new_tokens", cell.new_tokens},
-                    {"mean_s", MeanOf(cell.seconds)},
-                    {"std_s", DeviationOf(cell.seconds)},
-                    {"kv_bytes", cell.kv_bytes},
-                    {"peak_bytes", cell.peak_bytes},
-                    {"runs", cell.seconds.size()}});
+    nlohmann::ordered_json row = {{"cache", cell.cache},
+                                  {"new_tokens", cell.new_tokens},
+                                  {"mean_s", MeanOf(cell.seconds)},
+                                  {"std_s", DeviationOf(cell.seconds)},
+                                  {"kv_bytes", cell.kv_bytes},
+                                  {"peak_bytes", cell.peak_bytes},
+                                  {"runs", cell.seconds.size()}};
+    if (const auto turns = NextTurnsOf(cell); turns.has_value()) {
+      row["next_turn"] = {{"mean_s", turns->mean_s},
+                          {"restores", turns->restores},
+                          {"recomputed_mean_s", turns->recomputed_mean_s}};
+    }
+    rows.push_back(std::move(row));
   }
   return {{"rows", rows},
           {"prompt", kPrompt},
@@ -156,6 +196,7 @@ void PrintPeople(const KvCacheFlags& flags, const KvCacheResult& result) {
     std::printf("* the first run took longer than %.0f s (--budget-seconds)\n",
                 flags.budget_seconds);
   }
+  PrintNextTurns(result.cells);
   std::printf("\nMean seconds by new tokens and cache\n%s", LogBarChart(bars, kChartWidth).c_str());
 }
 
@@ -178,12 +219,13 @@ void AddBenchKvCache(CLI::App& bench, Run* run) {
       bench, "kv-cache",
       "Time and memory of a completion with each kind of KV cache: none recomputes everything for "
       "every token, concat copies the whole cache to append to it, static takes all blocks at the "
-      "start, paged one at a time. Further kinds by --cache: offloaded writes the blocks to the "
-      "disk "
-      "at the end, sliding_window sees the last tokens only, q8 and q4 store fewer "
-      "bits; these three may give other tokens.",
+      "start, paged (dynamic) one at a time. Further kinds by --cache: offloaded writes the blocks "
+      "to the disk at the end, which its time has in it, and tells what the next turn takes once "
+      "the pools have evicted them, with the disk and without; sliding_window sees the last tokens "
+      "only, q8 (quantized) and q4 store fewer bits; these three may give other tokens.",
       "  kvist bench kv-cache --model smollm2 --runs 2 --new 1,10,20\n"
-      "  kvist bench kv-cache --model smollm2 --runs 3 --new 900 --cache paged,offloaded,q8,q4\n"
+      "  kvist bench kv-cache --model smollm2 --runs 3 --new 900 --cache "
+      "paged,offloaded,quantized,q4\n"
       "  kvist bench kv-cache --model gemma3 --runs 1 --new 10 --output json\n",
       run, flags, &RunBenchKvCache);
   AddModelFlag(command, &flags->model.model);

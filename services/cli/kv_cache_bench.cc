@@ -6,7 +6,9 @@
 #include <chrono>
 #include <filesystem>
 #include <iterator>
+#include <limits>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -20,12 +22,13 @@
 #include "worker/engine/engine_core.h"
 #include "worker/engine/offload.h"
 #include "worker/kv/concat_cache.h"
+#include "worker/kv/tiers/disk_store.h"
 #include "worker/sampling/sampler.h"
 
 namespace kvist::services {
 namespace {
 
-// The kinds compared, and what the engine is asked for each.
+// The kinds compared, and what the engine is asked for each. All presets are among them.
 struct Kind {
   std::string_view name;
   bool in_engine;  // concat has no place in the engine
@@ -37,12 +40,14 @@ constexpr Kind kKinds[] = {
     {"concat", false, true, {}},
     {"static", true, true, {.allocation = worker::Allocation::kStatic}},
     {"paged", true, true, {.allocation = worker::Allocation::kPaged}},
+    {"dynamic", true, true, {.allocation = worker::Allocation::kPaged}},
     {"offloaded", true, true, {.offload = worker::OffloadTier::kDisk}},
     {kWindowedKvCache, true, false, {}},  // of the span that the options say
+    {"quantized", true, false, {.kv_format = worker::KvFormat::kQ8}},
     {"q8", true, false, {.kv_format = worker::KvFormat::kQ8}},
     {"q4", true, false, {.kv_format = worker::KvFormat::kQ4}},
 };
-constexpr size_t kClassicKinds = 4;
+constexpr const char* kClassicKinds[] = {"none", "concat", "static", "paged"};
 
 constexpr std::chrono::seconds kMostFlushTime{60};
 
@@ -52,6 +57,7 @@ struct RunResult {
   double seconds = 0;
   int64_t kv_bytes = 0;
   int64_t peak_bytes = 0;
+  std::optional<NextTurn> next_turn;
 };
 
 // Hands everything on, and tells when a batch is about to run. Single-threaded.
@@ -149,6 +155,7 @@ class Completer {
             std::unique_ptr<ObservedBackend> backend, const Clock* clock)
       : window_(window),
         clock_(clock),
+        disk_(options.disk),
         backend_(backend.get()),
         core_(options, std::move(backend), clock) {}
 
@@ -158,10 +165,72 @@ class Completer {
     result.ids.reserve(static_cast<size_t>(new_tokens));
     KVIST_RETURN_IF_ERROR(kind.in_engine ? RunInEngine(kind, prompt, new_tokens, &result)
                                          : RunConcat(prompt, new_tokens, &result));
+    if (kind.options.offload != worker::OffloadTier::kOff) {
+      KVIST_ASSIGN_OR_RETURN(result.next_turn, RunNextTurn(kind, prompt, result.ids));
+    }
     return result;
   }
 
  private:
+  // Of the completion just run, whose blocks are on the disk.
+  absl::StatusOr<NextTurn> RunNextTurn(const Kind& kind, const std::vector<int32_t>& prompt,
+                                       const std::vector<int32_t>& ids) {
+    NextTurn turn;
+    const uint64_t restored = core_.stats().offload.restored_blocks;
+    KVIST_ASSIGN_OR_RETURN(turn.seconds, SecondsOfNextTurn(kind.options, prompt, ids));
+    turn.restored_blocks = static_cast<int64_t>(core_.stats().offload.restored_blocks - restored);
+    worker::CacheOptions without = kind.options;
+    without.offload = worker::OffloadTier::kOff;
+    KVIST_ASSIGN_OR_RETURN(turn.recomputed_seconds, SecondsOfNextTurn(without, prompt, ids));
+    return turn;
+  }
+
+  // Seconds until the last of `ids` comes once more, of a turn that has all before it and finds
+  // nothing in the pools.
+  absl::StatusOr<double> SecondsOfNextTurn(const worker::CacheOptions& cache,
+                                           const std::vector<int32_t>& prompt,
+                                           const std::vector<int32_t>& ids) {
+    const worker::EngineState state = core_.state();
+    for (const auto& pool : state.pools) {
+      pool->EvictSome(std::numeric_limits<int32_t>::max(), cache_manager::EvictionCause::kCommand);
+    }
+    worker::GenerateRequest request;
+    request.id = RequestId(absl::StrCat("next-turn-", runs_));
+    request.tenant_salt = SaltOf(runs_);
+    request.prompt_ids = prompt;
+    request.prompt_ids.insert(request.prompt_ids.end(), ids.begin(), ids.end() - 1);
+    request.stop.max_new_tokens = 1;
+    request.cache = cache;
+    KVIST_RETURN_IF_ERROR(worker::PrepareRequest(core_.limits(), &request));
+    RunResult result;
+    const MonotonicTime start = clock_->Now();
+    core_.Add(std::move(request),
+              std::make_shared<RunSink>(
+                  1, [] { return 0; }, &result),
+              start);
+    KVIST_RETURN_IF_ERROR(StepToEnd());
+    const double seconds = SecondsBetween(start, clock_->Now());
+    KVIST_RETURN_IF_ERROR(result.status);
+    if (result.ids.size() != 1 || result.ids[0] != ids.back()) {
+      return absl::InternalError("a turn after eviction generates another token than before");
+    }
+    return seconds;
+  }
+
+  // A salt of its own for each run, or the prompt would be found in the cache of the run before.
+  static std::string SaltOf(int64_t run) { return absl::StrCat("run-", run); }
+
+  absl::Status StepToEnd() {
+    while (!core_.idle()) {
+      if (core_.Step() || core_.idle()) continue;
+      // It may wait for blocks that are being read.
+      if (disk_ == nullptr || !disk_->WaitForDone(std::nullopt)) {
+        return absl::InternalError("the engine has a request and nothing to run");
+      }
+    }
+    return absl::OkStatus();
+  }
+
   int64_t HeldBytes() {
     int64_t bytes = 0;
     const worker::EngineState state = core_.state();
@@ -176,8 +245,7 @@ class Completer {
                            RunResult* result) {
     worker::GenerateRequest request;
     request.id = RequestId(absl::StrCat("run-", ++runs_));
-    // A salt of its own, or the prompt would be found in the cache of the run before.
-    request.tenant_salt = std::string(request.id.value());
+    request.tenant_salt = SaltOf(runs_);
     request.prompt_ids = prompt;
     request.stop.max_new_tokens = new_tokens;
     request.cache = kind.options;
@@ -192,9 +260,7 @@ class Completer {
               std::make_shared<RunSink>(
                   new_tokens, [this] { return HeldBytes(); }, result),
               start);
-    while (!core_.idle()) {
-      if (!core_.Step()) return absl::InternalError("the engine has a request and nothing to run");
-    }
+    KVIST_RETURN_IF_ERROR(StepToEnd());
     core_.FlushOffload(kMostFlushTime);
     result->seconds = SecondsBetween(start, clock_->Now());
     backend_->on_run = nullptr;
@@ -236,7 +302,8 @@ class Completer {
 
   const cache_manager::AttentionSpan window_;
   const Clock* const clock_;
-  ObservedBackend* const backend_;  // the core's
+  const std::shared_ptr<worker::DiskStore> disk_;  // null: none
+  ObservedBackend* const backend_;                 // the core's
   worker::EngineCore core_;
   int64_t runs_ = 0;
 };
@@ -280,9 +347,7 @@ std::vector<std::string> KvCacheKinds() {
 }
 
 std::vector<std::string> ClassicKvCacheKinds() {
-  std::vector<std::string> names = KvCacheKinds();
-  names.resize(kClassicKinds);
-  return names;
+  return {std::begin(kClassicKinds), std::end(kClassicKinds)};
 }
 
 void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendOptions* backend) {
@@ -338,6 +403,7 @@ absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker:
         cell.seconds.push_back(result.seconds);
         cell.kv_bytes = std::max(cell.kv_bytes, result.kv_bytes);
         cell.peak_bytes = std::max(cell.peak_bytes, result.peak_bytes);
+        if (result.next_turn.has_value()) cell.next_turns.push_back(*result.next_turn);
       }
     }
   }

@@ -19,7 +19,8 @@ namespace kvist::services {
 // The kind with a window, named as its preset.
 inline constexpr std::string_view kWindowedKvCache = "sliding_window";
 
-// The names of all kinds.
+// The names of all kinds, those of all presets (CachePresetNames) among them: "dynamic" is "paged",
+// "quantized" is "q8".
 std::vector<std::string> KvCacheKinds();
 // The classic comparison: "none", "concat", "static", "paged". All of them give the same tokens.
 std::vector<std::string> ClassicKvCacheKinds();
@@ -37,6 +38,13 @@ struct KvCacheBenchOptions {
   std::function<void(std::string_view cache, int64_t new_tokens, int run)> progress;
 };
 
+// A turn that goes on from a completion whose blocks the pools have evicted, until its first token.
+struct NextTurn {
+  double seconds = 0;             // with the blocks on the disk: read back, where that is faster
+  int64_t restored_blocks = 0;    // then; 0: computing them was measured to be faster
+  double recomputed_seconds = 0;  // without a disk
+};
+
 // One cell: a kind of cache and a number of new tokens.
 struct KvCacheCell {
   std::string cache;
@@ -47,6 +55,7 @@ struct KvCacheCell {
   int64_t kv_bytes = 0;
   // The most bytes of KV at once: scratch of `none`, the copy that `concat` grows by.
   int64_t peak_bytes = 0;
+  std::vector<NextTurn> next_turns;  // of each run; empty for all but "offloaded"
 };
 
 // Sizes a backend for RunKvCacheBench: context, pools, one sequence.
@@ -54,11 +63,12 @@ void SizeForKvCacheBench(const KvCacheBenchOptions& options, worker::CpuBackendO
 
 // Runs every cell: the kinds take turns, so that they see the same neighbours on the machine. The
 // cells of one number of new tokens come one after the other, in the order of the table's kinds.
-// Greedy, stops ignored; KV in the backend's first format, but for "q8" and "q4". "offloaded"
-// writes into a folder of its own among the temporary ones. INTERNAL if two kinds that promise the
-// same tokens (all but "sliding_window", "q8" and "q4"), or two runs of one kind, generate
-// different ones; INVALID_ARGUMENT for an unknown kind; errors of the backend and of the disk tier.
-// REQUIRES: the backend was sized for `options`; prompt, kinds and numbers not empty, runs >= 1.
+// Greedy, stops ignored; KV in the backend's first format, but for "quantized", "q8" and "q4".
+// "offloaded" writes into a folder of its own among the temporary ones. INTERNAL if two kinds that
+// promise the same tokens (all but "sliding_window", "quantized", "q8" and "q4"), or two runs of
+// one kind, generate different ones; INVALID_ARGUMENT for an unknown kind; errors of the backend
+// and of the disk tier. REQUIRES: the backend was sized for `options`; prompt, kinds and numbers
+// not empty, runs >= 1.
 absl::StatusOr<std::vector<KvCacheCell>> RunKvCacheBench(std::unique_ptr<worker::Backend> backend,
                                                          const KvCacheBenchOptions& options);
 

@@ -118,5 +118,26 @@ TEST_F(CacheFlagsTest, APriorityIsTakenUpToItsLimits) {
   }
 }
 
+TEST_F(CacheFlagsTest, ABenchTakesThePresetsNamesAndTellsWhatTheDiskIsWorth) {
+  const json rows = server_->Json(
+      {"bench", "kv-cache", "--model", (server_->folder() / "tiny.gguf").string(), "--threads", "1",
+       "--runs", "1", "--new", "40", "--cache", "dynamic,offloaded,quantized"})["rows"];
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_EQ(rows[0]["cache"], "dynamic");
+  EXPECT_EQ(rows[2]["cache"], "quantized");
+  EXPECT_LT(rows[2]["kv_bytes"], rows[0]["kv_bytes"]);
+  EXPECT_FALSE(rows[0].contains("next_turn"));
+  EXPECT_FALSE(rows[2].contains("next_turn"));
+  const json& next = rows[1]["next_turn"];
+  EXPECT_EQ(next["restores"], 1) << rows[1];  // nothing was measured yet
+  EXPECT_GT(next["mean_s"], 0);
+  EXPECT_GT(next["recomputed_mean_s"], 0);
+  const Result text =
+      Kvist({"bench", "kv-cache", "--model", (server_->folder() / "tiny.gguf").string(),
+             "--threads", "1", "--runs", "1", "--new", "40", "--cache", "offloaded"});
+  EXPECT_EQ(text.exit_code, 0) << text.errors;
+  EXPECT_NE(text.output.find("the next turn, after eviction"), std::string::npos) << text.output;
+}
+
 }  // namespace
 }  // namespace kvist::services

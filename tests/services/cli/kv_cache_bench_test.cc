@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "services/runtime/cache_params.h"
 #include "tests/support/tiny_model.h"
 
 namespace kvist::services {
@@ -75,6 +76,36 @@ TEST(KvCacheBenchTest, FewerBitsHoldLess) {
   ASSERT_TRUE(cells.ok()) << cells.status();
   EXPECT_LT(cells->at("q8").kv_bytes, cells->at("paged").kv_bytes);
   EXPECT_LT(cells->at("q4").kv_bytes, cells->at("q8").kv_bytes);
+}
+
+TEST(KvCacheBenchTest, EveryPresetIsAKind) {
+  EXPECT_THAT(KvCacheKinds(), ::testing::IsSupersetOf(CachePresetNames()));
+  const KvCacheBenchOptions options{.prompt_ids = {1, 2, 3},
+                                    .caches = {"paged", "dynamic", "q8", "quantized"},
+                                    .new_tokens = {40},
+                                    .runs = 2};
+  const auto cells = CellsByCache("gemma3_a.Q4_0", options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  EXPECT_EQ(cells->at("dynamic").kv_bytes, cells->at("paged").kv_bytes);
+  EXPECT_EQ(cells->at("quantized").kv_bytes, cells->at("q8").kv_bytes);
+  EXPECT_LT(cells->at("q8").kv_bytes, cells->at("paged").kv_bytes);
+}
+
+TEST(KvCacheBenchTest, ATurnAfterAnOffloadedOneReadsItsBlocksFromTheDisk) {
+  const KvCacheBenchOptions options{
+      .prompt_ids = {1, 2, 3}, .caches = {"offloaded", "paged"}, .new_tokens = {200}, .runs = 2};
+  const auto cells = CellsByCache("llama_a.Q4_1", options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  EXPECT_TRUE(cells->at("paged").next_turns.empty());
+  const std::vector<NextTurn>& turns = cells->at("offloaded").next_turns;
+  ASSERT_EQ(turns.size(), 2u);
+  // All full ones of 202 tokens; the second time none, if computing was measured to be faster.
+  EXPECT_EQ(turns[0].restored_blocks, 12);
+  EXPECT_TRUE(turns[1].restored_blocks == 12 || turns[1].restored_blocks == 0);
+  for (const NextTurn& turn : turns) {
+    EXPECT_GT(turn.seconds, 0);
+    EXPECT_GT(turn.recomputed_seconds, 0);
+  }
 }
 
 TEST(KvCacheBenchTest, AWindowOverAllOfAShortCompletionIsNone) {
