@@ -222,7 +222,8 @@ absl::Status ValidateForModel(const InferenceRequest& request, const ModelLimits
   KVIST_RETURN_IF_ERROR(ValidateIds("stop.stop_ids", request.stop.stop_ids, model.vocab));
   KVIST_RETURN_IF_ERROR(CheckTopK(request.sampling, model.vocab));
   KVIST_RETURN_IF_ERROR(CheckOwnCache(request, model.context_tokens));
-  return ValidateKvFormat(request.cache.kv_format, model);
+  KVIST_RETURN_IF_ERROR(ValidateKvFormat(request.cache.kv_format, model));
+  return ValidateOffload(static_cast<v1::CacheParams::Offload>(request.cache.offload), model);
 }
 
 absl::Status ValidateCache(const v1::CacheParams& cache, const ModelLimits& model) {
