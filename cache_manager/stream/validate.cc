@@ -141,6 +141,9 @@ absl::Status Validate(const EvictCommand& command) {
   KVIST_RETURN_IF_ERROR(CheckId("request", command.request.value()));
   KVIST_RETURN_IF_ERROR(CheckText("session", command.session.value(), kMaxIdBytes));
   if (command.keys.size() > kMaxKeysPerCommand) return InvalidField("keys", "too many");
+  if (command.keep_tokens.has_value() && (command.session.empty() || command.release)) {
+    return InvalidField("keep_tokens", "is for a session that stays");
+  }
   const int targets = (command.keys.empty() ? 0 : 1) + (command.session.empty() ? 0 : 1) +
                       (command.blocks == 0 ? 0 : 1);
   if (targets != 1) return InvalidField("target", "need exactly one of keys, session, blocks");

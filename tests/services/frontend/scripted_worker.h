@@ -125,6 +125,7 @@ class ScriptedWorker final : public v1::Worker::Service {
     response->set_context_tokens(512);
     response->set_block_tokens(16);
     response->add_kv_formats("f16");
+    response->add_offload_tiers("disk");
     response->set_worker_id(id_);
     response->set_incarnation(1);
     v1::Vocabulary& wire = *response->mutable_vocabulary();
