@@ -34,7 +34,7 @@ class StrongId {
 };
 
 // As StrongId, of text that its copies share: events and books name sessions often, and copying a
-// name takes no memory.
+// name takes no memory. Thread-compatible.
 template <typename Tag>
 class StrongId<Tag, std::string> {
  public:
