@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <string_view>
 #include <variant>
-#include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "cache_manager/block_key.h"
 #include "common/base/ids.h"
 
@@ -49,6 +49,8 @@ struct BlockEvicted {
   Tier tier = Tier::kDevice;
   EvictionCause cause = EvictionCause::kCapacity;
 };
+// Most events have one: it takes no memory of its own.
+using EventKeys = absl::InlinedVector<BlockKey, 1>;
 // The session's chain in `pool` from block index `first_block` on is now `keys` (what was beyond is
 // cut). A session keeps its chain when its turn ends: whether the blocks are still there is told by
 // stored and evicted.
@@ -57,7 +59,7 @@ struct SessionHolds {
   TenantId tenant;
   PoolIndex pool = 0;
   uint32_t first_block = 0;
-  std::vector<BlockKey> keys;
+  EventKeys keys;
 };
 // The session's chains are gone in every pool (deleted, moved, or forgotten by the worker).
 struct SessionReleased {

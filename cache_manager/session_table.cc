@@ -170,9 +170,15 @@ void SessionTable::SetChain(const SessionId& session, const TenantId& tenant, Po
     const auto part = keys.subspan(sent, count);
     s.log->Append(SessionHolds{session, record->facts.tenant, pool,
                                first_block + static_cast<uint32_t>(sent),
-                               std::vector<BlockKey>(part.begin(), part.end())});
+                               EventKeys(part.begin(), part.end())});
     sent += count;
   } while (sent < keys.size());
+}
+
+void SessionTable::Reserve(const SessionId& session, PoolIndex pool, size_t blocks) {
+  KVIST_CHECK(pool < state_->num_pools);
+  Record* const record = state_->Find(session);
+  if (record != nullptr) record->pools[pool].keys.reserve(std::min(blocks, kMaxChainBlocks));
 }
 
 void SessionTable::SetUnnamed(const SessionId& session, PoolIndex pool, uint32_t partial_blocks,

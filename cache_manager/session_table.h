@@ -42,6 +42,9 @@ class SessionTable {
   // first_block + keys.size() <= kMaxChainBlocks; the log knows the pool.
   void SetChain(const SessionId& session, const TenantId& tenant, PoolIndex pool,
                 uint32_t first_block, std::span<const BlockKey> keys);
+  // Takes memory for chains of so many blocks: a chain that grows to them takes none. The session
+  // must exist, else nothing happens.
+  void Reserve(const SessionId& session, PoolIndex pool, size_t blocks);
   // Absolute counts; emits only on change. The session must exist, else nothing happens.
   void SetUnnamed(const SessionId& session, PoolIndex pool, uint32_t partial_blocks,
                   uint32_t reserved_blocks);

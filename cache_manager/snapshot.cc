@@ -93,7 +93,7 @@ size_t SnapshotBuilder::ReadSessionPart(std::vector<Event>& out, size_t max_keys
   const auto keys = holding.keys.last(left).first(std::min({left, max_keys, kMaxKeysPerEvent}));
   if (begins || !keys.empty()) {
     out.push_back(SessionHolds{facts->session, facts->tenant, pool, static_cast<uint32_t>(key_),
-                               std::vector<BlockKey>(keys.begin(), keys.end())});
+                               EventKeys(keys.begin(), keys.end())});
   }
   key_ += keys.size();
   if (keys.size() == left) {

@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -30,6 +31,32 @@ class StrongId {
 
  private:
   Value value_{};
+};
+
+// As StrongId, of text that its copies share: events and books name sessions often, and copying a
+// name takes no memory. Thread-compatible.
+template <typename Tag>
+class StrongId<Tag, std::string> {
+ public:
+  StrongId() = default;
+  explicit StrongId(std::string value)
+      : text_(value.empty() ? nullptr : std::make_shared<const std::string>(std::move(value))) {}
+
+  const std::string& value() const {
+    static const std::string none;
+    return text_ == nullptr ? none : *text_;
+  }
+  bool empty() const { return text_ == nullptr; }
+
+  friend bool operator==(const StrongId& a, const StrongId& b) { return a.value() == b.value(); }
+  friend auto operator<=>(const StrongId& a, const StrongId& b) { return a.value() <=> b.value(); }
+  template <typename H>
+  friend H AbslHashValue(H h, const StrongId& id) {
+    return H::combine(std::move(h), id.value());
+  }
+
+ private:
+  std::shared_ptr<const std::string> text_;  // null: empty
 };
 
 using SessionId = StrongId<struct SessionTag, std::string>;

@@ -117,7 +117,14 @@ void AddOffloadFlags(CLI::App* command, OffloadFlags* flags) {
       ->capture_default_str();
 }
 
-void AddSpeculationFlag(CLI::App* command, ModelFlags* flags) {
+void AddEngineFlags(CLI::App* command, ModelFlags* flags) {
+  command
+      ->add_option("--max-step-ms", flags->max_step_ms,
+                   "milliseconds, about, that the next token of an answer waits for prompts of "
+                   "others at most; 0: for a whole step of --max-batch-tokens")
+      ->check(CLI::Range(int64_t{0}, int64_t{60'000}))
+      ->envname("KVIST_MAX_STEP_MS")
+      ->capture_default_str();
   command
       ->add_option("--speculative-tokens", flags->speculative_tokens,
                    "tokens of one sequence guessed ahead in a step at most, where that is faster; "
@@ -165,6 +172,13 @@ absl::StatusOr<worker::CpuBackendOptions> BackendOptions(const ModelFlags& flags
   }
   if (options.kv_formats.empty()) return InvalidField("--kv-formats", "must name at least one");
   return options;
+}
+
+worker::EngineOptions EngineOptionsOf(const ModelFlags& flags, int32_t max_sequences) {
+  return {.max_running_sequences = max_sequences,
+          .max_step_tokens = flags.max_batch_tokens,
+          .max_step_seconds = static_cast<double>(flags.max_step_ms) / 1e3,
+          .speculative_tokens = flags.speculative_tokens};
 }
 
 int ComputeThreads(const ModelFlags& flags) {

@@ -33,6 +33,7 @@ struct ModelFlags {
   int64_t context_tokens = 0;
   int32_t block_tokens = 16;
   int64_t max_batch_tokens = 512;
+  int64_t max_step_ms = 250;  // a reader does not notice more of a pause
   OffloadFlags offload;
   // Four rows and eight fill the kernels' tiles: that many drafts and the newest token.
   int32_t speculative_tokens = 7;
@@ -44,8 +45,8 @@ CLI::Option* AddModelFlag(CLI::App* command, std::string* model);
 void AddComputeFlags(CLI::App* command, ModelFlags* flags);
 // --kv-formats, --kv-memory, --context, --block-tokens, --max-batch-tokens.
 void AddCacheFlags(CLI::App* command, ModelFlags* flags);
-// --speculative-tokens.
-void AddSpeculationFlag(CLI::App* command, ModelFlags* flags);
+// --max-step-ms, --speculative-tokens.
+void AddEngineFlags(CLI::App* command, ModelFlags* flags);
 
 // --offload-dir, --offload-bytes: of a server.
 void AddOffloadFlags(CLI::App* command, OffloadFlags* flags);
@@ -56,6 +57,9 @@ absl::StatusOr<std::string> ResolveModel(const std::string& model);
 absl::StatusOr<std::unique_ptr<const gguf::File>> OpenModel(const std::string& model);
 // INVALID_ARGUMENT naming the flag.
 absl::StatusOr<worker::CpuBackendOptions> BackendOptions(const ModelFlags& flags);
+
+// What the flags say of a server's engine, but for its disk.
+worker::EngineOptions EngineOptionsOf(const ModelFlags& flags, int32_t max_sequences);
 
 // What --threads comes to: itself, or one per core that this process may use.
 int ComputeThreads(const ModelFlags& flags);

@@ -82,11 +82,9 @@ absl::Status StartWorker(const WorkerFlags& flags, std::unique_ptr<WorkerServer>
   options.advertise_address = flags.advertise;
   options.model_path = path;
   options.chat_template = flags.chat_template;
-  options.engine.max_running_sequences = flags.max_sequences;
-  options.engine.max_step_tokens = flags.model.max_batch_tokens;
+  options.engine = EngineOptionsOf(flags.model, flags.max_sequences);
   options.offload_directory = flags.model.offload.directory;
   options.offload_bytes = static_cast<int64_t>(flags.model.offload.bytes);
-  options.engine.speculative_tokens = flags.model.speculative_tokens;
   options.server = ServerOptions(flags.role);
   KVIST_ASSIGN_OR_RETURN(*server, WorkerServer::Start(options, std::move(backend)));
   return absl::OkStatus();
@@ -158,7 +156,7 @@ void AddWorker(CLI::App& app, Run* run) {
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
   AddOffloadFlags(command, &flags->model.offload);
-  AddSpeculationFlag(command, &flags->model);
+  AddEngineFlags(command, &flags->model);
   command->add_option("--cache-manager", flags->cache_manager, "its address; empty: none")
       ->envname("KVIST_CACHE_MANAGER")
       ->capture_default_str();

@@ -71,14 +71,12 @@ absl::Status StartWorkers(const ServeFlags& flags,
     options.cache_manager_address = roles->manager->server().grpc_address();
     options.model_path = path;
     options.chat_template = flags.chat_template;
-    options.engine.max_running_sequences = flags.max_sequences;
-    options.engine.max_step_tokens = flags.model.max_batch_tokens;
+    options.engine = EngineOptionsOf(flags.model, flags.max_sequences);
     if (!flags.model.offload.directory.empty()) {
       options.offload_directory =
           absl::StrCat(flags.model.offload.directory, "/", options.worker_id);
       options.offload_bytes = static_cast<int64_t>(flags.model.offload.bytes);
     }
-    options.engine.speculative_tokens = flags.model.speculative_tokens;
     options.server = Internal(registry);
     KVIST_ASSIGN_OR_RETURN(auto worker, WorkerServer::Start(options, std::move(backend)));
     roles->workers.push_back(std::move(worker));
@@ -141,7 +139,7 @@ void AddServe(CLI::App& app, Run* run) {
   AddComputeFlags(command, &flags->model);
   AddCacheFlags(command, &flags->model);
   AddOffloadFlags(command, &flags->model.offload);
-  AddSpeculationFlag(command, &flags->model);
+  AddEngineFlags(command, &flags->model);
   command->add_option("--workers", flags->workers, "each loads the model for itself")
       ->check(CLI::Range(1, 64))
       ->envname("KVIST_WORKER_COUNT")

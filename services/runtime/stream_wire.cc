@@ -119,8 +119,9 @@ absl::StatusOr<cm::Event> HoldsFromProto(const v1::SessionHolds& holds) {
   KVIST_ASSIGN_OR_RETURN(
       event.first_block,
       Bounded<uint32_t>("holds.first_block", holds.first_block(), cm::kMaxChainBlocks));
-  KVIST_ASSIGN_OR_RETURN(event.keys,
+  KVIST_ASSIGN_OR_RETURN(const std::vector<cm::BlockKey> keys,
                          KeysFromBytes("holds.keys", holds.keys(), cm::kMaxKeysPerEvent));
+  event.keys.assign(keys.begin(), keys.end());
   return event;
 }
 
@@ -227,7 +228,7 @@ absl::StatusOr<cm::ManagerMessage> EvictFromProto(const v1::EvictCommand& evict)
 
 // --- to the wire
 
-std::string BytesOfKeys(const std::vector<cm::BlockKey>& keys) {
+std::string BytesOfKeys(std::span<const cm::BlockKey> keys) {
   std::string bytes;
   bytes.reserve(keys.size() * kKeyBytes);
   for (const cm::BlockKey& key : keys) bytes += KeyBytes(key);

@@ -37,9 +37,7 @@ TEST(EventLogTest, OneEventBeyondTheLimitDropsAllThatWait) {
 
 TEST(EventLogTest, OneKeyBeyondTheLimitDropsAllThatWait) {
   EventLog log({.num_pools = 1});
-  const auto hold = [&](size_t keys) {
-    log.Append(SessionHolds{.keys = std::vector<BlockKey>(keys)});
-  };
+  const auto hold = [&](size_t keys) { log.Append(SessionHolds{.keys = EventKeys(keys)}); };
   const size_t fit = kMaxWaitingKeys / kMaxKeysPerEvent;
   for (size_t i = 0; i < fit; ++i) hold(kMaxKeysPerEvent);
   log.Append(Released(1));
@@ -68,7 +66,7 @@ TEST(EventLogTest, BatchesStayWithinTheLimitsOfEventsAndKeys) {
   log.TakeBatch();
   const size_t fit = kMaxKeysPerBatch / kMaxKeysPerEvent;
   for (size_t i = 0; i < fit + 1; ++i) {
-    log.Append(SessionHolds{.keys = std::vector<BlockKey>(kMaxKeysPerEvent)});
+    log.Append(SessionHolds{.keys = EventKeys(kMaxKeysPerEvent)});
   }
   EXPECT_EQ(log.TakeBatch().events.size(), fit);
   EXPECT_EQ(log.TakeBatch().events.size(), 1u);

@@ -35,8 +35,11 @@ struct EngineOptions {
   size_t max_queue = 256;  // requests waiting for their first schedule; one more is refused
   int32_t max_running_sequences = 64;
   int64_t max_step_tokens =
-      256;                      // token budget of a step: decode first, the rest for prefill chunks
-  size_t max_sessions = 65536;  // in the session table
+      256;  // token budget of a step: decode first, the rest for prefill chunks
+  // A step with a decode in it is cut to take about so long, if there are prompts to cut
+  // (step_pace.h); 0: as many tokens as a step may have.
+  double max_step_seconds = 0;
+  size_t max_sessions = 65536;      // in the session table
   std::shared_ptr<DiskStore> disk;  // of the backend's pools and this engine's alone; null: none
   // Drafts of one sequence in a step at most (speculation.h), up to kMaxSpeculativeTokens; 0: none.
   // The output is the same.

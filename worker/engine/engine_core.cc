@@ -46,7 +46,8 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
                     .max_step_tokens = SchedulerOptions(options, *backend_).max_step_tokens,
                     .max_logit_rows = backend_->max_logit_rows(),
                     .max_tokens = backend_->model().context_tokens}),
-      chooser_(backend_->model().vocab) {
+      chooser_(backend_->model().vocab),
+      pace_(options.max_step_seconds) {
   limits_.vocab = backend_->model().vocab;
   limits_.context_tokens = backend_->model().context_tokens;
   MakePools();
@@ -149,7 +150,7 @@ void EngineCore::FlushOffload(std::chrono::milliseconds most) {
 bool EngineCore::Step() {
   ExpireDeadlines();
   const bool more = offload_ != nullptr && offload_->Poll();
-  scheduler_.Schedule(&plan_);
+  scheduler_.Schedule(&plan_, pace_.MostTokens());
   speculation_.AddDrafts(static_cast<int64_t>(scheduler_.running().size()), &plan_);
   stats_.preemptions += static_cast<uint64_t>(plan_.preemptions);
   if (!plan_.chunks.empty()) {
@@ -161,11 +162,8 @@ bool EngineCore::Step() {
     } else {
       FailBatch(logits.status());
     }
-    CountStep(SecondsBetween(start, clock_->Now()));
-    if (offload_ != nullptr) {
-      offload_->CountStep(static_cast<int64_t>(stats_.prefill_tokens - prefilled),
-                          plan_.total_tokens, stats_.last_step_seconds);
-    }
+    CountStep(static_cast<int64_t>(stats_.prefill_tokens - prefilled),
+              SecondsBetween(start, clock_->Now()));
   }
   return more || !plan_.chunks.empty();
 }
@@ -379,9 +377,11 @@ void EngineCore::Finish(LiveRequest& live, FinishReason reason, const absl::Stat
   live.sink->OnFinished(info);
 }
 
-void EngineCore::CountStep(double seconds) {
+void EngineCore::CountStep(int64_t prefill_tokens, double seconds) {
   ++stats_.steps;
   speculation_.NoteStep(seconds);
+  pace_.Note(plan_.total_tokens, prefill_tokens, seconds);
+  if (offload_ != nullptr) offload_->CountStep(prefill_tokens, plan_.total_tokens, seconds);
   stats_.last_batch_tokens = plan_.total_tokens;
   stats_.last_step_seconds = seconds;
 }

@@ -21,6 +21,7 @@
 #include "worker/engine/session_copies.h"
 #include "worker/engine/session_holds.h"
 #include "worker/engine/speculation.h"
+#include "worker/engine/step_pace.h"
 #include "worker/engine/token_chooser.h"
 #include "worker/scheduler/scheduler.h"
 
@@ -95,7 +96,7 @@ class EngineCore final : private BlockLedger {
   void ForkFrom(const LiveRequest& leader, const Logits& logits, LiveRequest& live);
   // The request ends: nobody waits for it any more, nor it for anybody.
   void LeaveSiblings(LiveRequest& live);
-  void CountStep(double seconds);
+  void CountStep(int64_t prefill_tokens, double seconds);
 
   const EngineOptions options_;
   std::unique_ptr<Backend> backend_;
@@ -113,6 +114,7 @@ class EngineCore final : private BlockLedger {
   Scheduler scheduler_;
   Speculation speculation_;
   TokenChooser chooser_;
+  StepPace pace_;
 
   absl::flat_hash_map<RequestId, std::unique_ptr<LiveRequest>> live_;
   uint64_t arrivals_ = 0;

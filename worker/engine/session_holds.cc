@@ -22,6 +22,7 @@ void SessionHolds::Begin(SessionMember& member, const SequenceBlocks& blocks) {
   for (const PoolIndex pool : *member.pools) {
     const uint32_t length = static_cast<uint32_t>(table_->Chain(member.session, pool).size());
     table_->SetChain(member.session, member.tenant, pool, length, {});
+    table_->Reserve(member.session, pool, blocks.named_capacity());
   }
   table_->SetPhase(member.session, SessionPhase::kActive);
   Update(member, blocks);

@@ -29,7 +29,7 @@ class SessionHolds {
   SessionHolds(size_t num_pools, cache_manager::SessionTable* table)
       : num_pools_(num_pools), table_(table) {}
 
-  // The member has its first blocks: the session is active.
+  // The member has its first blocks: the session is active. Takes the memory for all of its chain.
   void Begin(SessionMember& member, const SequenceBlocks& blocks);
   // The chain in each pool becomes the sequence's named blocks, and the unnamed ones and those set
   // aside for it are counted.

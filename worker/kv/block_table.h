@@ -146,6 +146,8 @@ class SequenceBlocks {
   std::span<const cache_manager::BlockKey> named() const {
     return std::span(keys_).first(static_cast<size_t>(named_));
   }
+  // How many of them there may be before growing takes memory.
+  size_t named_capacity() const { return keys_.capacity(); }
   // Held blocks of a group that have no name.
   int64_t UnnamedBlocks(size_t group) const {
     return static_cast<int64_t>(groups_[group].table.size()) - named_;

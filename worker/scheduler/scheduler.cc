@@ -52,7 +52,7 @@ void Scheduler::Remove(Sequence* sequence) {
   sequence->state = SequenceState::kFinished;
 }
 
-void Scheduler::Schedule(Plan* plan) {
+void Scheduler::Schedule(Plan* plan, int64_t tokens_with_decodes) {
   plan->chunks.clear();
   plan->total_tokens = 0;
   plan->preemptions = 0;
@@ -60,7 +60,11 @@ void Scheduler::Schedule(Plan* plan) {
   ++steps_;
   for (Sequence* sequence : running_) sequence->planned_tokens = 0;
   ScheduleDecodes(plan);
-  SchedulePrefills(plan);
+  int64_t most = options_.max_step_tokens;
+  if (!plan->chunks.empty()) {
+    most = std::min(most, std::max(tokens_with_decodes, plan->total_tokens + kLeastPromptTokens));
+  }
+  SchedulePrefills(most, plan);
 }
 
 void Scheduler::ScheduleDecodes(Plan* plan) {
@@ -70,9 +74,9 @@ void Scheduler::ScheduleDecodes(Plan* plan) {
   }
 }
 
-void Scheduler::SchedulePrefills(Plan* plan) {
+void Scheduler::SchedulePrefills(int64_t most_tokens, Plan* plan) {
   const Sequence* last = nullptr;
-  while (plan->total_tokens < options_.max_step_tokens) {
+  while (plan->total_tokens < most_tokens) {
     Sequence* next = NextRunning(SequenceState::kPrefill, last);
     Sequence* const ready = short_of_blocks_ ? nullptr : FirstReady();
     if (ready != nullptr && (next == nullptr || ServedBefore(*ready, *next))) {
@@ -80,8 +84,7 @@ void Scheduler::SchedulePrefills(Plan* plan) {
     }
     if (next == nullptr) return;
     last = next;
-    const int64_t want =
-        std::min(options_.max_step_tokens - plan->total_tokens, next->MissingTokens());
+    const int64_t want = std::min(most_tokens - plan->total_tokens, next->MissingTokens());
     const int64_t tokens = GrowOrPreempt(next, want, plan);
     if (tokens > 0) AddChunk(next, tokens, plan);
   }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -57,11 +58,15 @@ struct Plan {
   int64_t preemptions = 0;
 };
 
+// Prompts get so many tokens in a step that has as many left, whatever else is in it: they go on.
+inline constexpr int64_t kLeastPromptTokens = 16;
+
 // A pure decision over the sequences it was given: no clock, no randomness, no KV. Order of service
 // is priority and age (ServedBefore), then arrival.
 //   1. Decodes first, one token each: max_step_tokens holds one for all that run. So a decode never
 //      waits behind a prompt for more than one step, and a step never computes more than
-//      max_step_tokens tokens, however long the prompts are.
+//      max_step_tokens tokens, however long the prompts are; nor, with a decode in it, more than
+//      the caller allows, but for kLeastPromptTokens of prompts.
 //   2. The rest of the budget goes to prefill chunks and to admissions, in the order of service.
 //      Who is first in the queue and does not fit holds up those behind, so nobody starves by being
 //      passed over. One whose blocks are being read is passed over meanwhile, once an admission.
@@ -100,8 +105,9 @@ class Scheduler {
   // Forgets a sequence and marks it finished; its blocks are the caller's to give back.
   void Remove(Sequence* sequence);
   // Fills `plan` and moves sequences between waiting and running. The caller runs the plan, then
-  // advances stored_tokens, known_tokens and state of the planned sequences.
-  void Schedule(Plan* plan);
+  // advances stored_tokens, known_tokens and state of the planned sequences. `tokens_with_decodes`:
+  // the most tokens of a step that somebody's decode is in, it included.
+  void Schedule(Plan* plan, int64_t tokens_with_decodes = std::numeric_limits<int64_t>::max());
 
   // In order of service.
   const std::vector<Sequence*>& running() const { return running_; }
@@ -109,7 +115,8 @@ class Scheduler {
 
  private:
   void ScheduleDecodes(Plan* plan);
-  void SchedulePrefills(Plan* plan);
+  // Up to so many tokens in all.
+  void SchedulePrefills(int64_t most_tokens, Plan* plan);
   // The first running sequence in that state behind `after` (null: of all), or null.
   Sequence* NextRunning(SequenceState state, const Sequence* after) const;
   // The first waiting sequence that may be admitted, or null.

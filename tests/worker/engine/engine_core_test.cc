@@ -265,6 +265,38 @@ TEST_F(EngineCoreTest, DecodesGoOnWhileALongPromptIsRead) {
   }
 }
 
+// As many milliseconds as tokens, three times as many from the middle on: as a prompt that gets
+// deep.
+TEST_F(EngineCoreTest, AStepWithADecodeTakesAboutTheTimeThatIsAllowed) {
+  options.max_step_tokens = 200;
+  options.max_step_seconds = 0.06;
+  Make();
+  int64_t ms_per_token = 1;
+  std::vector<int64_t> steps_ms;
+  control->on_run = [&](const Batch& batch) {
+    int64_t tokens = 0;
+    for (const SequenceSlice& slice : batch.slices) tokens += std::ssize(slice.tokens);
+    steps_ms.push_back(tokens * ms_per_token);
+    clock.Advance(std::chrono::milliseconds(steps_ms.back()));
+  };
+  const GenerateRequest request = RequestOf("short", Ids(20, 1), 60);
+  auto decoding = Add(request);
+  Step();
+  EXPECT_EQ(steps_ms.back(), 20);  // the rate is known from here on
+  const GenerateRequest prompt = RequestOf("long", Ids(450, 2), 2);
+  auto reading = Add(prompt);
+  for (int step = 0; step < 3; ++step) {
+    Step();
+    EXPECT_EQ(steps_ms.back(), 60);
+  }
+  ms_per_token = 3;
+  for (int step = 0; step < 7; ++step) Step();
+  EXPECT_NEAR(static_cast<double>(steps_ms.back()), 60, 6);
+  RunToEnd();
+  EXPECT_EQ(decoding->ids, ByDefinition(backend, request));
+  EXPECT_EQ(reading->ids, ByDefinition(backend, prompt));
+}
+
 TEST_F(EngineCoreTest, PreemptionChangesNoToken) {
   backend.num_blocks = 8;
   Make();
