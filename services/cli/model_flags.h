@@ -14,6 +14,7 @@
 #include "common/text/tokenizer.h"
 #include "worker/backend/backend.h"
 #include "worker/backend/cpu_backend.h"
+#include "worker/engine/engine.h"
 
 namespace kvist::services {
 

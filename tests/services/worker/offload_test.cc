@@ -1,8 +1,14 @@
 // A worker with a disk tier, over gRPC and its metrics.
+#include "worker/engine/offload.h"
+
+#include <map>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -10,6 +16,7 @@
 #include "tests/support/http_fetch.h"
 #include "tests/support/role_fixture.h"
 #include "tests/support/temp_folder.h"
+#include "tests/support/tiny_model.h"
 
 namespace kvist::services {
 namespace {
@@ -18,7 +25,7 @@ using absl::StatusCode;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-class WorkerOffloadTest : public testing::Test {
+class WorkerOffloadTest : public ::testing::Test {
  protected:
   WorkerServerOptions Options() {
     WorkerServerOptions options;
@@ -56,6 +63,35 @@ TEST_F(WorkerOffloadTest, BlocksOutliveTheWorkerAndTheMetricsShowThem) {
   EXPECT_THAT(body, HasSubstr("kvist_offload_restores_total{worker=\"w0\"} 1"));
   EXPECT_THAT(body, HasSubstr("kvist_memory_bytes{part=\"offload\",worker=\"w0\"}"));
   EXPECT_THAT(body, HasSubstr("tier=\"disk\""));
+}
+
+TEST_F(WorkerOffloadTest, TheMetricsSumIsTheMemoryOfModelPoolsAndDisk) {
+  worker::CpuBackendOptions backend = kvist::testing::TinyOptions();
+  backend.kv_formats = {worker::KvFormat::kF16, worker::KvFormat::kQ8};
+  WorkerServerOptions options = Options();
+  const auto server =
+      WorkerServer::Start(options, kvist::testing::OpenTinyModel("gemma3_a.Q4_0", backend));
+  ASSERT_TRUE(server.ok()) << server.status();
+  std::map<std::string, int64_t> parts;
+  for (const worker::MemoryPart& part : (*server)->engine().backend().memory()) {
+    parts[part.name] += part.bytes;
+  }
+  EXPECT_GT(parts["kv"], 0);
+  std::map<std::string, int64_t> told;
+  const std::string body = test::HttpGet((*server)->server().metrics_address(), "/metrics").body;
+  for (const absl::string_view line : absl::StrSplit(body, '\n')) {
+    if (!absl::StartsWith(line, "kvist_memory_bytes{part=\"")) continue;
+    const std::vector<std::string> words = absl::StrSplit(line, absl::ByAnyChar("\" "));
+    told[words[1]] = std::stoll(words.back());
+  }
+  const SystemClock clock;
+  const TempFolder another;
+  const auto disk = worker::OpenDiskStore(
+      {.directory = another.path(), .bytes = options.offload_bytes, .clock = &clock},
+      (*server)->engine().backend());
+  ASSERT_TRUE(disk.ok()) << disk.status();
+  parts["offload"] = (*disk)->memory_bytes();
+  EXPECT_EQ(told, parts);
 }
 
 // A kind of cache as its series names it.
