@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cache_manager/limits.h"
+#include "cache_manager/stream/validate.h"
 #include "gtest/gtest.h"
 #include "tests/cache_manager/stream/stream_cluster.h"
 
@@ -129,6 +130,18 @@ TEST(EvictStreamTest, EvictingASessionLeavesWhatAnotherOneHolds) {
     EXPECT_EQ(outcomes[0].evicted_blocks, 4u);  // two in each pool
     EXPECT_EQ(outcomes[0].left_blocks, 4u);
   }
+}
+
+TEST(EvictStreamTest, TokensAreKeptOfASessionThatStays) {
+  EvictCommand command{
+      .request = RequestId("r"), .session = SessionId("s"), .keep_tokens = uint64_t{5}};
+  EXPECT_TRUE(Validate(command).ok());
+  command.release = true;
+  EXPECT_EQ(Validate(command).code(), absl::StatusCode::kInvalidArgument);
+  command.release = false;
+  command.session = SessionId();
+  command.blocks = 1;
+  EXPECT_EQ(Validate(command).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(EvictStreamTest, ACutSessionHoldsItsFirstTokensBlocksOnly) {
