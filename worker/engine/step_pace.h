@@ -14,9 +14,10 @@ class StepPace {
   // `seconds`: of a step that a decode waits in; 0: no limit.
   explicit StepPace(double seconds) : seconds_(seconds) {}
 
-  // Of such a step, decodes included; without limit as long as nothing was measured.
+  // Of such a step, decodes included; few as long as nothing was measured.
   int64_t MostTokens() const {
-    if (seconds_ <= 0 || tokens_per_second_ <= 0) return std::numeric_limits<int64_t>::max();
+    if (seconds_ <= 0) return std::numeric_limits<int64_t>::max();
+    if (tokens_per_second_ <= 0) return kFirst;
     constexpr double kMost = 1e9;  // more than any step has, and an integer
     const double tokens = seconds_ * tokens_per_second_;
     return static_cast<int64_t>(tokens < kMost ? tokens : kMost);
@@ -26,12 +27,15 @@ class StepPace {
     // Decodes alone, and the ends of prompts with them, tell little of how fast prompts are read.
     if (prompt_tokens < kLeastMeasured || seconds <= 0) return;
     const double rate = static_cast<double>(tokens) / seconds;
-    tokens_per_second_ += (rate - tokens_per_second_) * (tokens_per_second_ > 0 ? kWeight : 1);
+    const bool slower = tokens_per_second_ <= 0 || rate < tokens_per_second_;
+    tokens_per_second_ += (rate - tokens_per_second_) * (slower ? 1 : kRise);
   }
 
  private:
+  static constexpr int64_t kFirst = 64;
   static constexpr int64_t kLeastMeasured = 16;
-  static constexpr double kWeight = 0.5;  // of the newest: prompts get deep within some steps
+  // Slower is believed at once (prompts get deep), faster by and by (a step may be disturbed).
+  static constexpr double kRise = 0.25;
 
   double seconds_;
   double tokens_per_second_ = 0;
