@@ -74,7 +74,9 @@ class Server final : public CacheManagerServer {
       cluster_.Tick(tick % kTicksPerRecount == 0 ? Cluster::Recount::kBlocks
                                                  : Cluster::Recount::kCheap);
       if (tick % kTicksPerExpiry == 0) {
-        for (const SessionId& expired : book_.DeleteExpired()) cluster_.ReleaseSession(expired);
+        for (const SessionId& expired : book_.DeleteExpired()) {
+          cluster_.ReleaseSession(expired, std::chrono::steady_clock::now());
+        }
       }
       ReleaseLeftovers();
       const auto stored = book_.Count();

@@ -70,12 +70,9 @@ grpc::Status CacheManagerService::GetTurn(grpc::ServerContext* context,
 grpc::Status CacheManagerService::RestoreSession(grpc::ServerContext* context,
                                                  const v1::RestoreSessionRequest* request,
                                                  v1::Session* response) {
-  // Workers may yet hold blocks for an expired session of this id, which it will replace. The new
-  // one's blocks come to a worker after this, by another way: a release for nothing could overtake
-  // them.
-  const bool was_there = book_->Knows(SessionId(request->id()));
   auto restored = book_->Restore(*request);
-  if (restored.ok() && was_there) cluster_->ReleaseSession(SessionId(request->id()));
+  // As in Create.
+  if (restored.ok()) cluster_->ReleaseNamesake(SessionId(request->id()), Soon());
   return Answer(std::move(restored), context, response);
 }
 
@@ -158,7 +155,9 @@ grpc::Status SessionsService::Create(grpc::ServerContext* context,
                                      v1::Session* response) {
   auto created = book_->Create(*request);
   // Workers may yet hold blocks for an expired session of this id, which it replaced.
-  if (created.ok() && !request->id().empty()) cluster_->ReleaseSession(SessionId(request->id()));
+  if (created.ok() && !request->id().empty()) {
+    cluster_->ReleaseNamesake(SessionId(request->id()), Soon());
+  }
   return Answer(std::move(created), context, response);
 }
 
@@ -196,7 +195,7 @@ grpc::Status SessionsService::Fork(grpc::ServerContext* context,
   if (forked.ok()) {
     const SessionId id(forked->id());
     // As in Create.
-    if (!request->new_id().empty()) cluster_->ReleaseSession(id);
+    if (!request->new_id().empty()) cluster_->ReleaseNamesake(id, Soon());
     cluster_->ForkSession(SessionId(request->id()), id, Soon());
   }
   return Answer(std::move(forked), context, response);
@@ -207,7 +206,7 @@ grpc::Status SessionsService::Delete(grpc::ServerContext* context,
                                      v1::DeleteSessionResponse*) {
   const absl::Status status = book_->Delete(*request);
   // The store first: a crash between the two leaves blocks that nobody continues, and never tokens.
-  if (status.ok()) cluster_->ReleaseSession(SessionId(request->id()));
+  if (status.ok()) cluster_->ReleaseSession(SessionId(request->id()), Soon());
   return ToGrpc(status, context);
 }
 

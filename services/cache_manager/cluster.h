@@ -84,8 +84,11 @@ class Cluster {
   // is not there holds goes when the session's next turn ends there, or with the room.
   void CutSession(const SessionId& session, uint64_t keep_tokens,
                   std::chrono::steady_clock::time_point deadline);
-  // Tells every connected worker that the session was deleted. Waits for nothing.
-  void ReleaseSession(const SessionId& session);
+  // Tells every connected worker that the session was deleted, and waits until the mirrors show it
+  // or `deadline`: a release that came later would meet the next session of that name.
+  void ReleaseSession(const SessionId& session, std::chrono::steady_clock::time_point deadline);
+  // The same of a session that is gone, whose name another one takes, if a mirror shows it still.
+  void ReleaseNamesake(const SessionId& session, std::chrono::steady_clock::time_point deadline);
   // The same to one worker. Errors as ManagerSide::Send.
   absl::Status ReleaseSessionOn(const WorkerId& worker, const SessionId& session);
 

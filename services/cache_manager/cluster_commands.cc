@@ -143,13 +143,17 @@ void Cluster::SendToAll(const Command& command, const RequestId& request,
   }
 }
 
-void Cluster::ReleaseSession(const SessionId& session) {
+void Cluster::ReleaseSession(const SessionId& session,
+                             std::chrono::steady_clock::time_point deadline) {
+  const cm::EvictCommand command = ReleaseCommand(session);
   MutexLock lock(mutex_);
   // One that is away is looked through when it comes back.
-  for (const WorkerId& worker : ConnectedWorkers()) {
-    side_.Send(worker, ReleaseCommand(session)).IgnoreError();
-  }
-  Dispatch();
+  SendToAll(command, command.request, deadline);
+}
+
+void Cluster::ReleaseNamesake(const SessionId& session,
+                              std::chrono::steady_clock::time_point deadline) {
+  if (MemoryOf(session).ok()) ReleaseSession(session, deadline);
 }
 
 absl::Status Cluster::ReleaseSessionOn(const WorkerId& worker, const SessionId& session) {

@@ -19,8 +19,9 @@ inline constexpr size_t kMaxWorkerStreams = 2'048;
 inline constexpr size_t kMaxQueuedManagerMessages = cache_manager::kMaxCommandsInFlight + 64;
 // How long Evict waits for the workers' outcomes: many heartbeats and steps.
 inline constexpr std::chrono::milliseconds kEvictPatience{10'000};
-// How long Fork, Reset and Truncate wait for the workers to show what the session now holds: a few
-// steps. It is stored before, whatever they do, and its next turn settles the books.
+// How long Fork, Reset, Truncate, Delete and whoever takes an old name wait for the workers to show
+// what the session now holds: a few steps. It is stored before, whatever they do, and its next turn
+// settles the books.
 inline constexpr std::chrono::milliseconds kSettlePatience{2'000};
 // How long a turn may stay open when its frontend does not say: the default deadline of a request
 // and a margin.

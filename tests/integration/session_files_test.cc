@@ -49,6 +49,14 @@ absl::StatusOr<v1::ImportSessionResponse> Restore(Client& client, const std::str
                               }});
 }
 
+RoleClusterOptions WithDisk(const TempFolder& folder) {
+  return {.unlike = [path = folder.path()](size_t, worker::HashBackendOptions*,
+                                           WorkerServerOptions* options) {
+    options->offload_directory = path;
+    options->offload_bytes = 1 << 20;
+  }};
+}
+
 class SessionFilesTest : public RolesTest {
  protected:
   explicit SessionFilesTest(const RoleClusterOptions& options = {}) : RolesTest(options) {
@@ -243,11 +251,7 @@ TEST_F(SessionFilesTest, AFormatThatIsNotServedGivesWayToTheDefault) {
 // Where it was saved, all of it was served.
 TEST_F(SessionFilesTest, WhatIsNotServedOfWhatASessionAskedOfItsCacheIsLeftOut) {
   TempFolder disk;
-  RoleCluster source(
-      {.unlike = [&](size_t, worker::HashBackendOptions*, WorkerServerOptions* options) {
-        options->offload_directory = disk.path();
-        options->offload_bytes = 1 << 20;
-      }});
+  RoleCluster source(WithDisk(disk));
   const auto from = source.Connect();
   v1::CreateSessionRequest create;
   create.set_id("d");
@@ -271,11 +275,7 @@ TEST_F(SessionFilesTest, WhatIsNotServedOfWhatASessionAskedOfItsCacheIsLeftOut) 
 
 TEST_F(SessionFilesTest, WhatASessionAskedOfItsCacheComesBack) {
   TempFolder disk;
-  RoleCluster cluster(
-      {.unlike = [&](size_t, worker::HashBackendOptions*, WorkerServerOptions* options) {
-        options->offload_directory = disk.path();
-        options->offload_bytes = 1 << 20;
-      }});
+  RoleCluster cluster(WithDisk(disk));
   const auto client = cluster.Connect();
   v1::CreateSessionRequest create;
   create.set_id("all");

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <map>
 #include <set>
 #include <string>
@@ -338,6 +339,40 @@ TEST_F(CacheManagerServerTest, EvictDoesNotWaitForEverForASilentWorker) {
   ASSERT_TRUE(status.ok()) << status.error_message();
   ASSERT_EQ(response.outcomes_size(), 1);
   EXPECT_EQ(response.outcomes(0).result(), v1::CommandOutcome::REFUSED);
+}
+
+// Else the release could meet the first turn of the new one: it cancels, and drops blocks.
+TEST_F(CacheManagerServerTest, WhoTakesTheNameOfASessionThatIsGoneWaitsForItsRelease) {
+  FakePeer peer(address_, "w", 5);
+  ASSERT_TRUE(peer.SayHello());
+  peer.SendEmptySnapshot();
+  v1::WorkerMessage holds;
+  holds.mutable_events()->set_first_seq(1);
+  holds.mutable_events()->add_events()->mutable_holds()->set_session_id("s");
+  ASSERT_TRUE(peer.Send(holds));
+  v1::GetSessionMemoryRequest about;
+  about.set_session_id("s");
+  ASSERT_TRUE(WaitFor([&] {
+    grpc::ClientContext context;
+    v1::GetSessionMemoryResponse response;
+    return stub_->GetSessionMemory(&context, about, &response).ok();
+  }));
+  std::future<bool> created = std::async(std::launch::async, [&] {
+    grpc::ClientContext context;
+    v1::CreateSessionRequest request;
+    request.set_id("s");
+    v1::Session session;
+    return sessions_->Create(&context, request, &session).ok();
+  });
+  v1::ManagerMessage message;
+  while (peer.Read(&message) && !message.has_evict()) {
+  }
+  EXPECT_TRUE(message.evict().session().release());
+  EXPECT_EQ(created.wait_for(std::chrono::milliseconds(100)), std::future_status::timeout);
+  v1::WorkerMessage done;
+  done.mutable_outcome()->set_request_id(message.evict().request_id());
+  ASSERT_TRUE(peer.Send(done));
+  EXPECT_TRUE(created.get());
 }
 
 TEST_F(CacheManagerServerTest, EvictOnAllGoesOnPastAWorkerThatRefuses) {
