@@ -27,6 +27,7 @@
 #include "cache_manager/limits.h"
 #include "cache_manager/prefix_index.h"
 #include "common/base/check.h"
+#include "common/base/container_bytes.h"
 #include "common/base/status.h"
 
 namespace kvist::cache_manager {
@@ -335,6 +336,13 @@ std::span<const int32_t> BlockPool::Tokens(BlockIndex block) const {
 }
 
 const BlockPool::Options& BlockPool::options() const { return state_->options; }
+
+int64_t BlockPool::memory_bytes() const {
+  const State& s = *state_;
+  return static_cast<int64_t>(sizeof(State)) + HeapBytes(s.blocks) + HeapBytes(s.free) +
+         HeapBytes(s.reserved) + s.index.memory_bytes() + s.leaves->memory_bytes() +
+         s.inner->memory_bytes();
+}
 
 void BlockPool::Reference(BlockIndex block) {
   State& s = *state_;

@@ -177,6 +177,8 @@ class BlockPool {
   // REQUIRES: 0 <= block < num_blocks.
   std::span<const int32_t> Tokens(BlockIndex block) const;
   const Options& options() const;
+  // What the pool itself takes of the heap: its blocks' states, names and tokens. Constant.
+  int64_t memory_bytes() const;
   // INTERNAL with a description of the first violated invariant (block_pool.cc). O(blocks).
   // `elsewhere`: what other tiers have in the log's placement digest of this pool.
   absl::Status CheckInvariants(uint64_t elsewhere = 0) const;

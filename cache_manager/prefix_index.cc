@@ -10,6 +10,7 @@
 
 #include "cache_manager/limits.h"
 #include "common/base/check.h"
+#include "common/base/container_bytes.h"
 
 namespace kvist::cache_manager {
 namespace {
@@ -25,6 +26,11 @@ PrefixIndex::PrefixIndex(const Shape& shape) : shape_(shape) {
   tokens_.resize(static_cast<size_t>(shape.num_blocks) * static_cast<size_t>(shape.block_tokens));
   by_key_.reserve(CapacityWithoutGrowth(shape.num_blocks));
   newest_child_.reserve(CapacityWithoutGrowth(shape.num_blocks));
+}
+
+int64_t PrefixIndex::memory_bytes() const {
+  return HeapBytes(entries_) + HeapBytes(tokens_) + FlatHashBytes(by_key_) +
+         FlatHashBytes(newest_child_);
 }
 
 void PrefixIndex::Insert(BlockIndex block, const BlockKey& parent, const BlockKey& key,

@@ -58,6 +58,9 @@ class PrefixIndex {
   const Entry& entry(BlockIndex block) const { return entries_[static_cast<size_t>(block)]; }
   std::span<const int32_t> tokens(BlockIndex block) const;
 
+  // Of the heap. Constant.
+  int64_t memory_bytes() const;
+
   // INTERNAL naming the first violated invariant. O(blocks).
   absl::Status CheckInvariants() const;
 

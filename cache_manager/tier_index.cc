@@ -15,6 +15,7 @@
 #include "cache_manager/eviction/lru.h"
 #include "cache_manager/limits.h"
 #include "common/base/check.h"
+#include "common/base/container_bytes.h"
 
 namespace kvist::cache_manager {
 
@@ -26,6 +27,8 @@ TierIndex::TierIndex(const Options& options, const std::vector<Found>& found, Ev
   KVIST_CHECK(options.num_slots > 0 &&
               static_cast<uint32_t>(options.num_slots) <= kMaxBlocksPerPool);
   wipes_.reserve(slots_.size());
+  // So that it never grows: deleted places are used again while it is at most 25/32 full.
+  by_key_.reserve(slots_.size() * 5 / 4 + 1);
   free_.reserve(slots_.size());
   for (auto it = found.rbegin(); it != found.rend(); ++it) {
     KVIST_CHECK(it->slot >= 0 && it->slot < options.num_slots && !it->block.key.empty());
@@ -40,6 +43,11 @@ TierIndex::TierIndex(const Options& options, const std::vector<Found>& found, Ev
   for (int32_t slot = options.num_slots - 1; slot >= 0; --slot) {
     if (at(slot).state == State::kFree) free_.push_back(slot);
   }
+}
+
+int64_t TierIndex::memory_bytes() const {
+  return HeapBytes(slots_) + HeapBytes(free_) + FlatHashBytes(by_key_) + victims_->memory_bytes() +
+         HeapBytes(wipes_);
 }
 
 std::optional<int32_t> TierIndex::Begin(const TierBlock& block) {

@@ -27,7 +27,7 @@ struct TierBlock {
 
 // A slot is free, being written (nobody finds it), or stored (found, and taken for another block
 // when it is the one used longest ago and none is free). Tells the log of stored and evicted
-// blocks. Takes its memory at construction but for the map's. Single-threaded. Invariants:
+// blocks. Takes all memory at construction. Single-threaded. Invariants:
 // tier_index.cc.
 class TierIndex {
  public:
@@ -74,6 +74,8 @@ class TierIndex {
   const std::array<uint64_t, kNumEvictionCauses>& evictions() const { return evictions_; }
   // What the stored blocks have in the log's placement digest of the pool.
   uint64_t placement() const { return placement_; }
+  // Of the heap. Constant.
+  int64_t memory_bytes() const;
   // INTERNAL with a description of the first violated invariant. O(slots).
   absl::Status CheckInvariants() const;
 

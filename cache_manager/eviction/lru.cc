@@ -18,7 +18,10 @@ constexpr int32_t kNoPlace = -1;
 
 class LruPolicy final : public EvictionPolicy {
  public:
-  explicit LruPolicy(int32_t capacity) : place_(static_cast<size_t>(capacity), kNoPlace) {
+  explicit LruPolicy(int32_t capacity)
+      : EvictionPolicy(capacity *
+                       static_cast<int64_t>(sizeof(EvictionCandidate) + sizeof(int32_t))),
+        place_(static_cast<size_t>(capacity), kNoPlace) {
     heap_.reserve(static_cast<size_t>(capacity));
   }
 

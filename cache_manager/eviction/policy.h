@@ -31,6 +31,14 @@ class EvictionPolicy {
   virtual BlockIndex Victim() const = 0;
   virtual bool Contains(BlockIndex block) const = 0;
   virtual int32_t size() const = 0;
+  // Of the heap, all taken at construction. Constant.
+  int64_t memory_bytes() const { return memory_bytes_; }
+
+ protected:
+  explicit EvictionPolicy(int64_t memory_bytes) : memory_bytes_(memory_bytes) {}
+
+ private:
+  const int64_t memory_bytes_;
 };
 
 // Makes a policy for a pool of `capacity` blocks, taking all its memory at once.

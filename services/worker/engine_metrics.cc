@@ -24,14 +24,6 @@ EngineMetrics::EngineMetrics(const worker::Backend& backend, const worker::DiskS
                              WorkerMetrics* metrics)
     : metrics_(metrics) {
   AddCacheKinds(backend);
-  if (disk != nullptr) {
-    metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", "offload"}})
-        .Set(static_cast<double>(disk->memory_bytes()));
-  }
-  for (const worker::MemoryPart& part : backend.memory()) {
-    metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", part.name}})
-        .Set(static_cast<double>(part.bytes));
-  }
   for (const worker::PoolSpec& pool : backend.pools()) {
     const std::string name =
         absl::StrCat(pool.group, "/", ToAbsl(worker::KvFormatName(pool.format)));
@@ -45,6 +37,13 @@ EngineMetrics::EngineMetrics(const worker::Backend& backend, const worker::DiskS
     disk_blocks_.push_back(
         {.cached = &metrics_->blocks.Add(metrics_->BlockLabels(name, "cached", "disk")),
          .free = &metrics_->blocks.Add(metrics_->BlockLabels(name, "free", "disk"))});
+  }
+}
+
+void EngineMetrics::SetMemory(const std::vector<worker::MemoryPart>& parts) {
+  for (const worker::MemoryPart& part : parts) {
+    metrics_->memory_bytes.Add({{"worker", metrics_->worker_id}, {"part", part.name}})
+        .Set(static_cast<double>(part.bytes));
   }
 }
 

@@ -21,6 +21,8 @@ class EngineMetrics {
   // `disk`: null: none.
   EngineMetrics(const worker::Backend& backend, const worker::DiskStore* disk,
                 WorkerMetrics* metrics);
+  // What the engine took at its start. Once.
+  void SetMemory(const std::vector<worker::MemoryPart>& parts);
   // After a step. Block counts are looked at every 100 ms.
   void Update(const worker::EngineStats& stats, const worker::EngineState& state,
               MonotonicTime now);

@@ -79,6 +79,7 @@ class Server final : public WorkerServer {
                   .on_drain = [this] { TurnUnready(); }}),
         model_(std::move(model)) {
     model_.clear_vocabulary();
+    engine_metrics_.SetMemory(engine_.memory());
   }
 
   ~Server() override { Shutdown(std::chrono::milliseconds(0)); }

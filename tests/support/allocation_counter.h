@@ -10,6 +10,9 @@ namespace kvist::testing {
 // that links this has its own operator new.
 void StartCountingAllocations();
 int64_t StopCountingAllocations();
+// What operator new has given and operator delete not taken back: bytes of the heap, with what it
+// rounds up. By all threads, since the program began.
+int64_t HeldBytes();
 
 }  // namespace kvist::testing
 

@@ -39,10 +39,10 @@ struct PoolSpec {
   int32_t block_tokens = 16;
 };
 
-// A part of the memory that a backend holds.
+// A part of the memory that a backend or an engine holds.
 struct MemoryPart {
   const char* name = "";  // "weights", "kv", ...: the label of the metric kvist_memory_bytes
-  int64_t bytes = 0;      // of the system's memory, in whole pages
+  int64_t bytes = 0;      // a backend's: of the system's memory, in whole pages
 };
 
 // Single-threaded: one caller at a time (the engine's loop); it may use threads of its own inside.

@@ -65,6 +65,7 @@ class Engine::Loop {
   bool PostBetweenSteps(std::function<void(EngineState&)> work) ABSL_LOCKS_EXCLUDED(mutex_);
   EngineStats stats() const ABSL_LOCKS_EXCLUDED(mutex_);
   cache_manager::WorkerLoad load() const ABSL_LOCKS_EXCLUDED(mutex_);
+  const std::vector<MemoryPart>& memory() const { return core_.memory(); }
   const Backend& backend() const { return core_.backend(); }
 
  private:
@@ -344,6 +345,7 @@ bool Engine::PostBetweenSteps(std::function<void(EngineState&)> work) {
 }
 EngineStats Engine::stats() const { return loop_->stats(); }
 cache_manager::WorkerLoad Engine::load() const { return loop_->load(); }
+const std::vector<MemoryPart>& Engine::memory() const { return loop_->memory(); }
 const Backend& Engine::backend() const { return loop_->backend(); }
 
 }  // namespace kvist::worker

@@ -148,6 +148,10 @@ class Engine {
 
   EngineStats stats() const;
   cache_manager::WorkerLoad load() const;
+  // All memory that grows with the model, the pools or the options, every byte in one part: taken
+  // when the engine was made. Not in it, and bounded by limits: requests and their tokens,
+  // sessions' chains, events and writes that wait. Constant.
+  const std::vector<MemoryPart>& memory() const;
   const Backend& backend() const;  // its const facts only
 
  private:

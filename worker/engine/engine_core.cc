@@ -51,10 +51,12 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<Backend> ba
   limits_.vocab = backend_->model().vocab;
   limits_.context_tokens = backend_->model().context_tokens;
   MakePools();
-  if (options.disk == nullptr) return;
-  limits_.disk = true;
-  offload_ = std::make_unique<Offload>(options.disk,
-                                       Offload::Sources{backend_.get(), &pools_, &events_, clock_});
+  if (options.disk != nullptr) {
+    limits_.disk = true;
+    offload_ = std::make_unique<Offload>(
+        options.disk, Offload::Sources{backend_.get(), &pools_, &events_, clock_});
+  }
+  memory_ = SumMemory();
 }
 
 EngineCore::~EngineCore() { EndAll(Unavailable(ErrorReason::kDraining, "the worker has stopped")); }
@@ -88,6 +90,25 @@ void EngineCore::MakePools() {
         KvCache(specs[first].format, std::move(cache_groups), copy), std::move(numbers)}));
     limits_.formats.push_back(&formats_.back()->cache);
   }
+}
+
+std::vector<MemoryPart> EngineCore::SumMemory() const {
+  // Weights, KV and what a pass works on: as the backend says.
+  std::vector<MemoryPart> parts = backend_->memory();
+  // States, names and tokens of every block of every pool, whether it is used or not.
+  MemoryPart& pools = parts.emplace_back(MemoryPart{"pools", 0});
+  for (const auto& pool : pools_) pools.bytes += pool->memory_bytes();
+  // Where drafts are looked up: a context of tokens for each of those that draft at once.
+  if (const int64_t bytes = speculation_.memory_bytes(); bytes > 0) {
+    parts.push_back({"drafts", bytes});
+  }
+  if (offload_ == nullptr) return parts;
+  // Buffers that blocks go through on their way to the disk and back.
+  parts.push_back({"offload", options_.disk->memory_bytes()});
+  // Names of what each place of the disk holds.
+  MemoryPart& tiers = parts.emplace_back(MemoryPart{"tiers", 0});
+  for (const auto& tier : offload_->tiers()) tiers.bytes += tier->memory_bytes();
+  return parts;
 }
 
 void EngineCore::Add(GenerateRequest request, std::shared_ptr<TokenSink> sink,

@@ -63,6 +63,8 @@ class EngineCore final : private BlockLedger {
   cache_manager::WorkerLoad load() const;
   EngineStats stats() const;
   const Backend& backend() const { return *backend_; }
+  // See Engine::memory. Constant.
+  const std::vector<MemoryPart>& memory() const { return memory_; }
   // INTERNAL naming the first violated invariant of pools, sessions, blocks or this class.
   // O(blocks).
   absl::Status CheckInvariants() const;
@@ -74,6 +76,7 @@ class EngineCore final : private BlockLedger {
   void Preempt(Sequence& sequence) override;
 
   void MakePools();
+  std::vector<MemoryPart> SumMemory() const;
   void ExpireDeadlines();
   const Batch& MakeBatch();
   void FailBatch(const absl::Status& status);
@@ -102,6 +105,7 @@ class EngineCore final : private BlockLedger {
   std::unique_ptr<Backend> backend_;
   const Clock* clock_;
   RequestLimits limits_;
+  std::vector<MemoryPart> memory_;
   std::function<void(const RequestId&)> on_end_;
 
   cache_manager::EventLog events_;

@@ -34,6 +34,10 @@ PromptLookup::PromptLookup(size_t max_tokens)
   Begin(0);
 }
 
+int64_t PromptLookup::memory_bytes() const {
+  return static_cast<int64_t>(kLookupLengths * TableSize(max_tokens_) * sizeof(int32_t));
+}
+
 void PromptLookup::Begin(size_t tokens) {
   KVIST_CHECK(tokens <= max_tokens_);
   mask_ = TableSize(tokens) - 1;

@@ -33,6 +33,8 @@ class PromptLookup {
   // once a sequence of that length begins.
   explicit PromptLookup(size_t max_tokens);
 
+  // Of address space. Constant.
+  int64_t memory_bytes() const;
   // Forgets its sequence for another, of at most `tokens` tokens. O(tokens). REQUIRES: at most
   // max_tokens.
   void Begin(size_t tokens);

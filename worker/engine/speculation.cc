@@ -16,6 +16,12 @@ Speculation::Speculation(const SpeculationOptions& options) : options_(options) 
   }
 }
 
+int64_t Speculation::memory_bytes() const {
+  int64_t bytes = 0;
+  for (const Place& place : places_) bytes += place.lookup.memory_bytes();
+  return bytes;
+}
+
 void Speculation::AddDrafts(int64_t running, Plan* plan) {
   step_ = {.sequences = 0};
   const int64_t sequences = static_cast<int64_t>(plan->chunks.size());

@@ -55,6 +55,8 @@ class Speculation {
   // The step of the plan took so long.
   void NoteStep(double seconds);
 
+  // Of the lookups, in address space. Constant.
+  int64_t memory_bytes() const;
   const SpeculationStats& stats() const { return stats_; }
 
  private:

@@ -1,14 +1,9 @@
 // A worker with a disk tier, over gRPC and its metrics.
-#include "worker/engine/offload.h"
-
 #include <map>
 #include <string>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "common/base/clock.h"
 #include "common/base/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -16,7 +11,6 @@
 #include "tests/support/http_fetch.h"
 #include "tests/support/role_fixture.h"
 #include "tests/support/temp_folder.h"
-#include "tests/support/tiny_model.h"
 
 namespace kvist::services {
 namespace {
@@ -24,6 +18,18 @@ namespace {
 using absl::StatusCode;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+
+// Of the lines of a scrape: what is told of each part of the memory.
+std::map<std::string, double> MemoryOf(const std::string& body) {
+  std::map<std::string, double> parts;
+  const std::string mark = "kvist_memory_bytes{part=\"";
+  for (size_t at = body.find(mark); at != std::string::npos; at = body.find(mark, at + 1)) {
+    const size_t name = at + mark.size();
+    parts[body.substr(name, body.find('"', name) - name)] =
+        std::stod(body.substr(body.find("} ", name) + 2));
+  }
+  return parts;
+}
 
 class WorkerOffloadTest : public ::testing::Test {
  protected:
@@ -63,35 +69,6 @@ TEST_F(WorkerOffloadTest, BlocksOutliveTheWorkerAndTheMetricsShowThem) {
   EXPECT_THAT(body, HasSubstr("kvist_offload_restores_total{worker=\"w0\"} 1"));
   EXPECT_THAT(body, HasSubstr("kvist_memory_bytes{part=\"offload\",worker=\"w0\"}"));
   EXPECT_THAT(body, HasSubstr("tier=\"disk\""));
-}
-
-TEST_F(WorkerOffloadTest, TheMetricsSumIsTheMemoryOfModelPoolsAndDisk) {
-  worker::CpuBackendOptions backend = kvist::testing::TinyOptions();
-  backend.kv_formats = {worker::KvFormat::kF16, worker::KvFormat::kQ8};
-  WorkerServerOptions options = Options();
-  const auto server =
-      WorkerServer::Start(options, kvist::testing::OpenTinyModel("gemma3_a.Q4_0", backend));
-  ASSERT_TRUE(server.ok()) << server.status();
-  std::map<std::string, int64_t> parts;
-  for (const worker::MemoryPart& part : (*server)->engine().backend().memory()) {
-    parts[part.name] += part.bytes;
-  }
-  EXPECT_GT(parts["kv"], 0);
-  std::map<std::string, int64_t> told;
-  const std::string body = test::HttpGet((*server)->server().metrics_address(), "/metrics").body;
-  for (const absl::string_view line : absl::StrSplit(body, '\n')) {
-    if (!absl::StartsWith(line, "kvist_memory_bytes{part=\"")) continue;
-    const std::vector<std::string> words = absl::StrSplit(line, absl::ByAnyChar("\" "));
-    told[words[1]] = std::stoll(words.back());
-  }
-  const SystemClock clock;
-  const TempFolder another;
-  const auto disk = worker::OpenDiskStore(
-      {.directory = another.path(), .bytes = options.offload_bytes, .clock = &clock},
-      (*server)->engine().backend());
-  ASSERT_TRUE(disk.ok()) << disk.status();
-  parts["offload"] = (*disk)->memory_bytes();
-  EXPECT_EQ(told, parts);
 }
 
 // A kind of cache as its series names it.
@@ -141,6 +118,23 @@ TEST_F(WorkerOffloadTest, EachKindOfCacheIsCountedByItself) {
   host.set_offload(v1::CacheParams::HOST);
   host.set_kv_format("q8");
   EXPECT_THAT(body, HasSubstr(absl::StrCat(SeriesOf(host), "0\n")));
+}
+
+TEST_F(WorkerOffloadTest, TheScrapesPartsOfMemoryAreTheEnginesSum) {
+  WorkerServerOptions options = Options();
+  options.engine.speculative_tokens = 4;
+  const TestWorker worker = StartWorker({}, options);
+  const std::map<std::string, double> told =
+      MemoryOf(test::HttpGet(worker.server->server().metrics_address(), "/metrics").body);
+  std::map<std::string, double> taken;
+  for (const worker::MemoryPart& part : worker.server->engine().memory()) {
+    EXPECT_GT(part.bytes, 0) << part.name;
+    EXPECT_TRUE(taken.emplace(part.name, static_cast<double>(part.bytes)).second) << part.name;
+  }
+  EXPECT_EQ(told, taken);
+  for (const char* part : {"kv", "pools", "drafts", "offload", "tiers"}) {
+    EXPECT_TRUE(told.contains(part)) << part;
+  }
 }
 
 TEST_F(WorkerOffloadTest, WhatCannotBeServedIsNamed) {
