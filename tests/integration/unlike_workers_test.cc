@@ -18,7 +18,7 @@ using worker::HashBackendOptions;
 using worker::KvFormat;
 
 // Of four workers the first serves the least, the last two have the same.
-constexpr size_t kPlain = 0, kDisk = 1, kWide = 2;
+constexpr size_t kDisk = 1, kWide = 2;
 
 struct Disk {
   TempFolder folder;
