@@ -22,10 +22,12 @@ absl::StatusOr<ChosenWorker> RoutingChooser::Choose(const WorkerLives& failed) {
   // An answer that has begun goes on where its blocks have no tier to go to, too.
   if (!picked.has_value() && chosen_) picked = Pick(workers, views, v1::CacheParams::OFF);
   if (!picked.has_value()) {
+    const bool ready =
+        std::any_of(views.begin(), views.end(), [](const WorkerView& view) { return view.usable; });
     return Unavailable(ErrorReason::kNoWorker,
-                       workers.empty() ? "no worker is ready; try again in a moment"
-                                       : "no worker that serves what the request asks of its cache "
-                                         "is ready; try again in a moment");
+                       ready ? "no worker that serves what the request asks of its cache is ready; "
+                               "try again in a moment"
+                             : "no worker is ready; try again in a moment");
   }
   chosen_ = true;
   const KnownWorker& worker = workers[*picked];
