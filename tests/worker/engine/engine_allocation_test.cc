@@ -114,7 +114,7 @@ class EngineAllocationTest : public ::testing::TestWithParam<ModelRow> {
   static constexpr int kRequests = 3;
   // Over the ends of several blocks of each sequence: they are named, and new ones taken.
   static constexpr int kSteps = 80;
-  const SimulatedClock clock_;
+  SimulatedClock clock_;
   std::unique_ptr<EngineCore> core_;
   std::shared_ptr<CountingSink> sink_;
 };

@@ -102,7 +102,7 @@ class EngineMemorySumTest : public ::testing::Test {
   }
 
   TempFolder folder_;
-  const SimulatedClock clock_;
+  SimulatedClock clock_;
   HashBackendOptions backend_;
   std::shared_ptr<HashBackendControl> control_ = std::make_shared<HashBackendControl>();
   std::unique_ptr<EngineCore> core_;
