@@ -164,7 +164,8 @@ void WorkerSide::EvictSession(const EvictCommand& command, CommandOutcome& outco
 
 // Full blocks within the first tokens that the session keeps.
 uint32_t WorkerSide::KeptBlocks(const EvictCommand& command) const {
-  const uint64_t block_tokens = static_cast<uint64_t>(info_.pools.front().block_tokens);
+  const auto block_tokens =
+      static_cast<uint64_t>(sources_.pools.front()->options().block_tokens);  // the same in all
   return static_cast<uint32_t>(
       std::min<uint64_t>(command.keep_tokens.value_or(0) / block_tokens, kMaxChainBlocks));
 }
